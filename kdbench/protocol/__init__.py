@@ -1,0 +1,1 @@
+"""The types behind :mod:`kdbench.api`. Plug-ins import them from there, never from here."""

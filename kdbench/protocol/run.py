@@ -1,0 +1,137 @@
+"""What a method sees of the engine: handles and the run. Structural types, for readers and type checkers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from kdbench.protocol.types import DataInfo, Out, Tap
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from kdbench.protocol.task import Task
+
+
+class Handle(Protocol):
+    """A network of the run: the student, a teacher or a further student. ``handle(x) -> Out``.
+
+    Attributes:
+        name: ``"student"``, ``"teacher0"``, or the name given to ``run.new_student``.
+        net: the module itself.
+        num_features: width of the pooled feature, 0 where there is none.
+        stages: ``feature_info`` indices of the resolution stages, without the stem; for isotropic models four
+            evenly spaced blocks.
+    """
+
+    name: str
+    net: nn.Module
+    num_features: int
+    stages: tuple[int, ...]
+
+    def __call__(self, x: Tensor, taps: Sequence[Tap] | None = None) -> Out:
+        """Forward (B, 3, H, W); `taps` limits the features to these (default: all that were wanted)."""
+        ...
+
+    def want(self, *taps: Tap) -> None:
+        """Ask for further features; in ``setup`` only. Raises NotApplicable when one cannot be resolved."""
+        ...
+
+    def shape(self, tap: Tap) -> tuple[int, ...]:
+        """Shape of a feature for a batch of 2."""
+        ...
+
+    def has_activation(self, tap: Tap) -> bool:
+        """Whether a ``pre`` value of the tapped stage exists (an activation follows it)."""
+        ...
+
+    def bn_before(self, tap: Tap) -> nn.Module | None:
+        """The BatchNorm that feeds the stage-end activation (main branch), or None."""
+        ...
+
+    def batchnorms(self) -> list[tuple[str, nn.Module]]:
+        """All BatchNorm layers with their paths, in order of registration."""
+        ...
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """Residual blocks (modules with a ``drop_path`` slot) with their paths."""
+        ...
+
+    def aux_hook(self, module: nn.Module, fn: Callable[..., Any], *, pre: bool = False) -> None:
+        """Install a forward (pre-)hook that is removed at the end of the run."""
+        ...
+
+    def calibrate(self, fn: Callable[[Out], None], n_batches: int) -> None:
+        """Call `fn` with the outputs of `n_batches` training batches, without gradient."""
+        ...
+
+    def from_trunk(self, feat: Tensor) -> Out:
+        """Only for a student made with ``share="all_but_last"``: forward its own last stage and head."""
+        ...
+
+
+class Run(Protocol):
+    """The context of one cell."""
+
+    student: Handle
+    teachers: Sequence[Handle]
+    route: Sequence[Callable[[], Mapping[str, Tensor]]]
+    data: DataInfo
+    task: Task
+    device: torch.device
+    rng: torch.Generator
+    workdir: Path
+    probing: bool
+    epoch: int
+    phase_epochs: int
+    steps_per_epoch: int
+    global_step: int
+
+    @property
+    def teacher(self) -> Handle:
+        """The first teacher."""
+        ...
+
+    @property
+    def frac(self) -> float:
+        """Progress in the phase, 0 at its first step, below 1 at its last."""
+        ...
+
+    def new_student(
+        self, name: str, *, share: Literal["none", "all_but_last"] = "none", seed: int = 0
+    ) -> Handle:
+        """Make a further student (same architecture, other weights); in ``setup`` only.
+
+        With ``share="all_but_last"`` it owns only the last stage and the head and reads the student's feature
+        ``handle.trunk_tap``; raises NotApplicable where the architecture cannot be split.
+        """
+        ...
+
+    def teach(
+        self, handle: Handle, x: Tensor, *, grad: bool = False, bn: Literal["eval", "batch"] | None = None
+    ) -> Out:
+        """Forward a teacher. Its parameters never get a gradient; ``grad=True`` lets one flow to `x`."""
+        ...
+
+    def optimize(self, loss: Tensor, *names: str, retain_graph: bool = False) -> None:
+        """zero_grad, backward, clip and step of the named optimizers (default: all of the phase)."""
+        ...
+
+    def amp(self) -> AbstractContextManager[Any]:
+        """Autocast as the recipe says."""
+        ...
+
+    def fp32(self) -> AbstractContextManager[Any]:
+        """Autocast off, for losses."""
+        ...
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Add scalars (tensors stay on the device) to the epoch's means."""
+        ...
+
+    def split(self, name: str) -> Iterable[Any]:
+        """Evaluation batches of ``val`` or ``test``; for methods that choose by validation (never ``test``)."""
+        ...

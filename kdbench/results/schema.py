@@ -1,0 +1,158 @@
+"""Schema of a record (``result.json``), the truth about one finished cell."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+
+SCHEMA_VERSION = 1
+
+Status = Literal["done", "failed", "oom", "timeout", "diverged", "crashed", "not_applicable", "interrupted"]
+#: Every status that a cell can end with.
+STATUSES: tuple[Status, ...] = (
+    "done",
+    "failed",
+    "oom",
+    "timeout",
+    "diverged",
+    "crashed",
+    "not_applicable",
+    "interrupted",
+)
+CellId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(max_length=200)]
+Scalars = dict[str, FiniteFloat | None]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Labels(_Model):
+    """Names for tables; nothing here enters the cell id."""
+
+    matrix: Text
+    task: Text
+    dataset: Text
+    student: Text
+    teacher: Text | None = None
+    method: Text
+    #: method with what was overridden, e.g. ``dkd(beta=2.0)``; rows of a board are per variant
+    variant: Text
+    recipe: Text
+    role: Literal["student", "teacher"] = "student"
+    seed: int
+    fidelity: Text = ""
+    preset: Text | None = None
+
+
+class BestEpoch(_Model):
+    """Test metrics at an epoch chosen by `by` (1-based over the whole run)."""
+
+    epoch: int = Field(ge=0)
+    by: FiniteFloat
+    top1: FiniteFloat
+
+
+class Deployable(_Model):
+    """Quality of one deployed network. Accuracies are percent, 0-100."""
+
+    #: metrics after the last epoch on the test split: top1, top5, nll (nats), ece (percent), agreement ...
+    last: Scalars
+    #: test top-1 at the epoch with the best validation top-1
+    best_val: BestEpoch | None = None
+    #: test top-1 at the epoch with the best test top-1: an oracle
+    best_test: BestEpoch | None = None
+    params: int = Field(ge=0)
+    #: multiply-accumulate operations of one image's forward pass
+    macs: int | None = Field(default=None, ge=0)
+
+
+class BatchSpeed(_Model):
+    """Inference speed at one batch size."""
+
+    images_per_s: FiniteFloat = Field(gt=0)
+    latency_ms_p50: FiniteFloat = Field(gt=0)
+    latency_ms_p95: FiniteFloat = Field(gt=0)
+    #: interquartile range of the block times over their median
+    iqr_ratio: FiniteFloat = Field(ge=0)
+    rounds: int = Field(ge=1)
+    peak_memory_mb: FiniteFloat | None = None
+
+
+class Cost(_Model):
+    """What training took. Train, evaluation and logging are three clocks; waiting is in none."""
+
+    train_s: FiniteFloat = Field(ge=0)
+    eval_s: FiniteFloat = Field(ge=0)
+    log_s: FiniteFloat = Field(ge=0)
+    setup_s: FiniteFloat = Field(ge=0)
+    train_images_per_s: FiniteFloat | None = Field(default=None, ge=0)
+    #: median over epochs of the mean step time
+    step_ms: FiniteFloat | None = Field(default=None, ge=0)
+    #: share of a step spent in teacher forward passes, measured on separate timed steps; None without a teacher
+    teacher_share: FiniteFloat | None = None
+    #: trainable parameters that exist only during training (connectors, generators, peers)
+    extra_params: int = Field(ge=0)
+    epochs: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    #: device time of the cell: hours of one GPU, or of one CPU core
+    device_hours: FiniteFloat = Field(ge=0)
+    peak_memory_mb: FiniteFloat | None = None
+    attempts: int = Field(default=1, ge=1)
+
+
+class TeacherRef(_Model):
+    """A teacher that was used: a cell of kdbench, a checkpoint or hub weights."""
+
+    source: Literal["cell", "checkpoint", "pretrained"]
+    ref: Text
+    architecture: Text
+    sha256: str | None = None
+    top1: FiniteFloat | None = None
+
+
+class Plugin(_Model):
+    """Distribution that provided a part of the cell."""
+
+    distribution: Text
+    version: Text
+    git: Text | None = None
+    code: Text | None = None
+
+
+class Failure(_Model):
+    """Why a cell is not done."""
+
+    type: Text
+    message: str = Field(max_length=4000)
+    traceback: str | None = Field(default=None, max_length=40000)
+
+
+class Record(_Model):
+    """One cell's record."""
+
+    schema_version: Literal[1] = 1
+    cell_id: CellId
+    status: Status
+    protocol: int
+    labels: Labels
+    #: canonical description of the cell, whose sha256 is the cell id
+    identity: dict[str, Any]
+    primary: Text | None = None
+    deployables: dict[str, Deployable] = Field(default_factory=dict)
+    #: deployable -> batch size -> speed
+    throughput: dict[str, dict[str, BatchSpeed]] = Field(default_factory=dict)
+    cost: Cost | None = None
+    teachers: list[TeacherRef] = Field(default_factory=list)
+    #: primary metric of trivial baselines
+    floors: Scalars = Field(default_factory=dict)
+    environment: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    plugins: dict[str, Plugin] = Field(default_factory=dict)
+    error: Failure | None = None
+    warnings: list[str] = Field(default_factory=list)
+    #: sha256 of the trained weights of the primary deployable
+    weights_sha256: str | None = None
+    started_at: str
+    finished_at: str
