@@ -201,6 +201,7 @@ class TaskContext(Protocol):
     info: DataInfo
     batch_size: int
     device: Any
+    label_smoothing: float
 
     def image_streams(self) -> Mapping[str, Stream]:
         """``train`` and ``train_unlabelled`` streams of augmented images."""

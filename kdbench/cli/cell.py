@@ -1,0 +1,29 @@
+"""``kdbench cell``: run one prepared cell folder in this process; what launchers on other machines call."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("cell")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def cell(folder: Path) -> None:
+    """Run the cell in FOLDER (it has a cell.json) and leave its result.json there.
+
+    SIGTERM saves the state and exits with 130; the same command resumes.
+    """
+    import signal
+    import threading
+
+    from kdbench.launch.worker import run_folder
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    code = run_folder(folder.resolve(), lambda event: None, stop)
+    result = folder / "result.json"
+    click.echo(str(result) if result.exists() else f"{folder}: no record yet", err=code != 0)
+    sys.exit(code)

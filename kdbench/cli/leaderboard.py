@@ -1,0 +1,84 @@
+"""``kdbench leaderboard``: build boards from records, or check that committed boards are what theirs give."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+ROOT = Path("leaderboards")
+
+
+@click.group("leaderboard")
+def leaderboard() -> None:
+    """Build or check leaderboards, folders with records/*.json."""
+
+
+@leaderboard.command("build")
+@click.argument("board", required=False, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--from",
+    "run",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN_DIR",
+    help="Copy the records of a run folder into the board first.",
+)
+def build(board: Path | None, run: Path | None) -> None:
+    """Write leaderboard.csv, README.md and index.html of BOARD, or of every folder under leaderboards/.
+
+    With --from and without BOARD the board is leaderboards/<name of the matrix>.
+    """
+    from kdbench.leaderboard.folder import build_folder, copy_records
+    from kdbench.results.store import RunFolder
+
+    if run is not None:
+        board = board or ROOT / _folder_name(str(RunFolder(run).matrix()["name"]), run)
+        click.echo(f"{board}: {copy_records(run, board)} records copied from {run}")
+    for folder in _boards([board] if board else []):
+        click.echo(f"{folder}: built from {build_folder(folder)} records")
+
+
+@leaderboard.command("check")
+@click.argument("boards", nargs=-1, type=click.Path(file_okay=False, path_type=Path))
+def check(boards: tuple[Path, ...]) -> None:
+    """Check BOARDS, or every folder under leaderboards/: exit code 1 and a line for each difference.
+
+    A difference is a record that is not valid, or a generated file that is not byte for byte what the records
+    give.
+    """
+    from kdbench.leaderboard.folder import check_folder
+
+    bad = False
+    for folder in _boards(list(boards)):
+        problems = check_folder(folder)
+        bad = bad or bool(problems)
+        for line in problems or [f"{folder}: ok"]:
+            click.echo(line)
+    if bad:
+        sys.exit(1)
+
+
+def _boards(named: list[Path]) -> list[Path]:
+    from kdbench.errors import KdbenchError, did_you_mean
+    from kdbench.leaderboard.folder import board_folders
+
+    for folder in named:
+        if not folder.is_dir():
+            known = [str(p) for p in board_folders(folder.parent)]
+            raise KdbenchError(f"{folder}: no such board{did_you_mean(str(folder), known)}")
+    found = named or board_folders(ROOT)
+    if not found:
+        raise KdbenchError(f"no boards under {ROOT}/ (a board is a folder with records/<cell id>.json)")
+    return found
+
+
+def _folder_name(name: str, run: Path) -> str:
+    """A name of a file may not lead out of the folder of boards."""
+    import re
+
+    from kdbench.errors import KdbenchError
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise KdbenchError(f"{run / 'matrix.json'}: the name cannot be a folder's: {name!r:.80}; give BOARD")
+    return name

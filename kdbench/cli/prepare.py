@@ -1,0 +1,63 @@
+"""``kdbench prepare``: fetch the data and train the teachers of a matrix before its other cells start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("prepare")
+@click.argument("matrix")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key, as in run-matrix.")
+@click.option("--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable.")
+@click.option("--data-only", is_flag=True, help="Fetch data, train nothing.")
+@click.option("--workers", type=click.IntRange(min=1))
+@click.option("--device", default="auto", show_default=True)
+@click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True)
+@click.pass_obj
+def prepare(
+    settings: Any,
+    matrix: str,
+    sets: tuple[str, ...],
+    only: tuple[str, ...],
+    data_only: bool,
+    workers: int | None,
+    device: str,
+    runs: Path,
+) -> None:
+    """Fetch the data sets of MATRIX and train its teachers; then run-matrix finds both."""
+    from kdbench.engine.build_dataset import make_dataset
+    from kdbench.launch.plan import Planner
+    from kdbench.launch.progress import make_progress
+    from kdbench.launch.session import Options, Session
+    from kdbench.matrix import expand, load_matrix
+    from kdbench.results.store import RunFolder
+
+    registry = settings.registry()
+    loaded = load_matrix(matrix, sets=sets)
+    seen = []
+    for spec in expand(loaded, only=only).cells:
+        key = (spec.dataset.name, str(spec.dataset.args))
+        if key not in seen:
+            seen.append(key)
+            dataset = make_dataset(registry, spec.dataset.name, spec.dataset.args)
+            dataset.prepare()
+            info = dataset.describe()
+            click.echo(f"{spec.dataset.label}: {info.n_train} + {info.n_test} images, revision {info.revision}")
+    if data_only:
+        return
+    plan = Planner(registry, loaded, RunFolder(runs / loaded.matrix.name), settings.disable).plan(only)
+    options = Options(workers=workers, device=device, sinks=("none",), only_teachers=True)
+    session = Session(registry, plan, options, make_progress())
+    cells = session.open_cells()
+    if not cells:
+        click.echo("teachers: nothing to do")
+        return
+    interrupted = session.run()
+    bad = [c for c in cells if c.status != "done"]
+    for cell in bad:
+        click.echo(f"{cell.status}: {cell.label}: {cell.reason}", err=True)
+    sys.exit(130 if interrupted else 1 if bad else 0)

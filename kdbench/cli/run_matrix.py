@@ -1,0 +1,195 @@
+"""``kdbench run-matrix``: run every open cell of a matrix, then show the table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from kdbench.launch.plan import Plan, PlannedCell
+
+
+@click.command("run-matrix")
+@click.argument("matrix")
+@click.option("--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. recipe.epochs=10.")
+@click.option("--dry-run", is_flag=True, help="Say what would run and what cannot, and leave.")
+@click.option(
+    "--rerun",
+    type=click.Choice(["failed", "changed", "all"]),
+    help="Run again cells that failed, whose method's code changed, or all.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Cells at a time (default: one per core, or GPU).")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option("--launcher", default="local", show_default=True)
+@click.option("--sink", "sinks", multiple=True, default=("mlflow",), show_default=True, metavar="mlflow|none")
+@click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
+@click.option(
+    "--runs",
+    "runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of run folders.",
+)
+@click.pass_obj
+def run_matrix(
+    settings: Any,
+    matrix: str,
+    only: tuple[str, ...],
+    sets: tuple[str, ...],
+    dry_run: bool,
+    rerun: str | None,
+    workers: int | None,
+    device: str,
+    launcher: str,
+    sinks: tuple[str, ...],
+    tracking_uri: str | None,
+    runs: Path,
+) -> None:
+    """Run MATRIX, a file or the name of a shipped matrix.
+
+    Finished cells are skipped and cut ones resumed, so the same command is also how to go on.
+    """
+    from kdbench.launch.plan import Planner
+    from kdbench.launch.progress import make_progress
+    from kdbench.launch.session import Options, Session
+    from kdbench.matrix import load_matrix
+    from kdbench.results.store import RunFolder
+
+    _check_device(device)
+    registry = settings.registry()
+    for kind, name in [("launchers", launcher), *(("sinks", s) for s in sinks if s != "none")]:
+        registry.get(kind, name)
+    loaded = load_matrix(matrix, sets=sets)
+    folder = RunFolder(runs / loaded.matrix.name)
+    plan = Planner(registry, loaded, folder, settings.disable).plan(only)
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    options = Options(
+        launcher=launcher,
+        workers=workers,
+        device=device,
+        sinks=sinks,
+        tracking_uri=tracking_uri,
+        rerun=rerun,
+        disable=tuple(settings.disable),
+    )
+    session = Session(registry, plan, options, make_progress())
+    if dry_run:
+        _print_plan(plan, session.open_cells())
+        return
+    stale = sum(c.stale for c in plan.cells)
+    if stale and rerun not in ("changed", "all"):
+        click.echo(
+            f"note: {stale} finished cell(s) were made by other code of their method's plug-in; "
+            "--rerun changed runs them again",
+            err=True,
+        )
+    if not session.open_cells():
+        click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")
+        _point(plan)
+        sys.exit(_exit_code(plan))
+    interrupted = session.run()
+    if interrupted:
+        click.echo(f"interrupted; `{_again()}` goes on from here", err=True)
+        sys.exit(130)
+    _finish(plan)
+    sys.exit(_exit_code(plan))
+
+
+def _check_device(device: str) -> None:
+    from kdbench.errors import KdbenchError, did_you_mean
+
+    kind = device.split(":")[0]
+    if kind not in ("auto", "cpu", "cuda"):
+        near = did_you_mean(kind, ["auto", "cpu", "cuda"])
+        raise KdbenchError(f"--device {device}: expected auto, cpu or cuda{near}")
+
+
+def _again() -> str:
+    import shlex
+
+    return shlex.join(["kdbench", *sys.argv[1:]])
+
+
+def _counts(plan: Plan) -> str:
+    return ", ".join(f"{n} {status}" for status, n in sorted(plan.counts().items()))
+
+
+def _exit_code(plan: Plan) -> int:
+    return 0 if set(plan.counts()) <= {"done", "not_applicable"} else 1
+
+
+def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{plan.matrix.matrix.name}: {len(plan.cells)} cells, {_counts(plan)}")
+    for column in ("status", "method", "pair", "data set", "seed", "cell"):
+        table.add_column(column)
+    for cell in plan.cells:
+        names = cell.file.labels
+        pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
+        role = " (teacher)" if names.role == "teacher" else ""
+        table.add_row(cell.status, names.variant + role, pair, names.dataset, str(names.seed), cell.id[:12])
+    Console(soft_wrap=False).print(table)
+    for cell in plan.cells:
+        if cell.status == "not_applicable":
+            click.echo(f"not applicable: {cell.label}: {cell.reason}")
+    click.echo(f"{len(open_cells)} cell(s) would run")
+
+
+def _finish(plan: Plan) -> None:
+    """Build the run's board and print its table, the failures and where everything is."""
+    from kdbench.leaderboard import build_board
+
+    records = [record for _, record in plan.run.records()]
+    board = plan.run.path / "board"
+    title = plan.matrix.matrix.title or plan.matrix.matrix.name
+    build_board(records, board, title=title, description=plan.matrix.matrix.description)
+    _print_table(plan)
+    for cell in plan.cells:
+        if cell.status not in ("done", "to run"):
+            first = (cell.reason or "").splitlines()[:1]
+            click.echo(f"{cell.status}: {cell.label}: {first[0] if first else ''} (log: {cell.folder / 'log.txt'})")
+    click.echo(_counts(plan))
+    _point(plan)
+
+
+def _print_table(plan: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kdbench.results.store import read_record_dict
+    from kdbench.stats.summary import summarise
+
+    rows: dict[tuple[str, str, str], list[float | None]] = {}
+    for cell in plan.cells:
+        names = cell.file.labels
+        pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
+        role = " (teacher)" if names.role == "teacher" else ""
+        value = None
+        if cell.status == "done":
+            record = read_record_dict(cell.folder / "result.json")
+            value = record["deployables"][record["primary"]]["last"].get("top1")
+        if cell.status != "not_applicable":
+            rows.setdefault((names.dataset, pair, names.variant + role), []).append(value)
+    table = Table(title=f"{plan.matrix.matrix.name}: top-1 after the last epoch, %")
+    for column in ("data set", "pair", "method", "n", "mean", "sd"):
+        table.add_column(column, justify="right" if column in ("n", "mean", "sd") else "left")
+    for (data, pair, method), values in rows.items():
+        s = summarise(values)
+        show = ["-" if v is None else f"{v:.2f}" for v in (s.mean, s.sd)]
+        table.add_row(data, pair, method, f"{sum(v is not None for v in values)}/{len(values)}", *show)
+    Console().print(table)
+
+
+def _point(plan: Plan) -> None:
+    name = plan.matrix.matrix.name
+    click.echo(f"board:   {plan.run.path / 'board' / 'index.html'}")
+    click.echo(f"publish: kdbench leaderboard build leaderboards/{name} --from {plan.run.path}")
+    click.echo("mlflow:  kdbench ui")

@@ -1,0 +1,54 @@
+"""``kdbench sync``: replay the records of a run folder into MLflow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("sync")
+@click.argument("run", metavar="RUN_DIR|MATRIX_NAME")
+@click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of run folders, for a matrix name.",
+)
+def sync(run: str, tracking_uri: str | None, runs: Path) -> None:
+    """Write every record of a run to MLflow; safe to repeat.
+
+    Records that MLflow holds already are left alone, changed ones replace their run. A broken record is
+    reported and skipped, and the exit code is then 1.
+    """
+    from kdbench.results.mlflow_sink import MlflowSink
+    from kdbench.results.sync import sync as replay
+    from kdbench.results.tracking import redact
+
+    folder = _find(run, runs)
+    sink = MlflowSink()
+    counts = replay(folder, sink, uri=tracking_uri)
+    for line in (*counts.problems, *sink.artifact_warnings):
+        click.echo(line, err=True)
+    click.echo(
+        f"{folder} -> {redact(sink.uri)}: {counts.written} written, {counts.unchanged} unchanged, "
+        f"{counts.failed} failed"
+    )
+    if counts.failed:
+        sys.exit(1)
+
+
+def _find(run: str, runs: Path) -> Path:
+    """Return the run folder of a path or of a matrix name."""
+    from kdbench.errors import UnknownName, did_you_mean
+
+    path = Path(run)
+    if (path / "cells").is_dir():
+        return path
+    if len(path.parts) == 1 and (runs / run / "cells").is_dir():
+        return runs / run
+    known = sorted(p.name for p in runs.iterdir() if (p / "cells").is_dir()) if runs.is_dir() else []
+    raise UnknownName(f"{run}: neither a run folder nor a matrix under {runs}/{did_you_mean(run, known)}")

@@ -1,0 +1,1 @@
+"""The engine: handles and taps, data pipeline, optimizers, the loop, checkpoints, evaluation."""

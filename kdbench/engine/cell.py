@@ -1,0 +1,313 @@
+"""One cell from its ``cell.json`` to its record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdbench.engine.build import data_context, make_run, make_task, setup_method
+from kdbench.engine.build_dataset import make_dataset, validated
+from kdbench.engine.cellspec import CellFile
+from kdbench.engine.checkpoint import weights_bytes
+from kdbench.engine.context import CellRun
+from kdbench.engine.evaluation import best_epoch, deployables, evaluate_all, run_evaluators
+from kdbench.engine.loop import Loop, Progress
+from kdbench.engine.phases import extra_parameters
+from kdbench.engine.seeds import seed_everything
+from kdbench.engine.teachers import load_cell_weights, load_checkpoint, route_loaders, route_path
+from kdbench.errors import KdbenchError
+from kdbench.matrix.identity import derive_seed
+from kdbench.matrix.route import route_epochs
+from kdbench.measure.environment import capture, peak_memory_mb
+from kdbench.measure.operations import macs, parameters
+from kdbench.measure.throughput import measure, median_seconds
+from kdbench.protocol.method import Method
+from kdbench.registry import Registry, code_digest
+from kdbench.results.schema import Cost, Deployable, Plugin, Record, TeacherRef
+from kdbench.results.store import atomic_write_bytes, read_record_dict, write_record
+
+
+class Hooks:
+    """What a worker may plug into a cell: progress, stopping, and the turn to measure alone."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is done."""
+
+    def should_stop(self) -> bool:
+        """Polled after every step."""
+        return False
+
+    def gate(self) -> None:
+        """Before an epoch: wait while another process measures."""
+
+    def alone(self) -> Any:
+        """Return a context in which no other process of the run trains."""
+        return nullcontext()
+
+
+def read_cell(folder: Path) -> CellFile:
+    """Read ``cell.json``. Raises KdbenchError naming the file."""
+    path = folder / "cell.json"
+    try:
+        return CellFile.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as e:
+        raise KdbenchError(f"{path}: not a usable cell ({str(e).splitlines()[0]})") from e
+
+
+class CellTrainer:
+    """Trains, evaluates and measures one cell; :meth:`run` leaves its record in the folder."""
+
+    def __init__(self, folder: Path, registry: Registry, hooks: Hooks | None = None) -> None:
+        self.folder, self.registry, self.hooks = folder, registry, hooks or Hooks()
+        self.cell = read_cell(folder)
+        self.device = torch.device(self.cell.device)
+        self.warnings: list[str] = []
+        self.teacher_refs: list[TeacherRef] = []
+        self._started = now()
+
+    def run(self) -> Record:
+        """Run the cell to its record. Raises what the cell's code raises; the caller turns it into a status."""
+        self.hooks.gate()
+        began = time.perf_counter()
+        cell = self.cell
+        seed_everything(derive_seed(cell.seed, "train"), deterministic=cell.recipe.deterministic)
+        run, method = self._setup()
+        try:
+            loop = Loop(
+                run,
+                method,
+                self.folder,
+                evaluate=lambda: evaluate_all(method, run),
+                on_epoch=self._on_epoch,
+                should_stop=self.hooks.should_stop,
+                gate=self.hooks.gate,
+                keep=lambda epochs: self._keep_route(run, epochs),
+            )
+            # networks are made under seeds of their own, so training starts from the same state whatever
+            # a method did in setup
+            seed_everything(derive_seed(cell.seed, "train"), deterministic=cell.recipe.deterministic)
+            loop.at.setup_s = time.perf_counter() - began
+            at = loop.train()
+            self._write_curves(at)
+            record = self._record(run, method, at)
+        finally:
+            run.close()
+        return record
+
+    def _setup(self) -> tuple[CellRun, Method]:
+        cell = self.cell
+        dataset = make_dataset(self.registry, cell.dataset.name, cell.dataset.args)
+        info = dataset.describe()
+        if info.revision != cell.dataset.revision:
+            raise KdbenchError(
+                f"data set '{cell.dataset.label}' changed since the matrix was planned "
+                f"(revision {info.revision}, expected {cell.dataset.revision})"
+            )
+        task = make_task(self.registry, cell.task)
+        method_cls = self.registry.get("methods", cell.method).load()
+        needs = method_cls.requires(validated(method_cls.Params, cell.params, f"method '{cell.method}'"))
+        context = data_context(cell, dataset, info, self.device, needs.views)
+        task_data = task.setup(context)
+        route = []
+        if cell.route and cell.teachers:
+            teacher_cell = read_cell(self.folder.parent / cell.teachers[0].ref)
+            wanted = route_epochs(teacher_cell.recipe.epochs, cell.route)
+            route = route_loaders(self.folder.parent / cell.teachers[0].ref, wanted)
+        run = make_run(
+            self.registry,
+            cell,
+            info,
+            task,
+            task_data,
+            self.device,
+            self.folder,
+            route=route,
+            load_teacher=self._load_teacher,
+        )
+        return run, setup_method(self.registry, cell, run)
+
+    def _load_teacher(self, k: int, net: torch.nn.Module) -> None:
+        source = self.cell.teachers[k]
+        name = source.architecture.name
+        if source.source == "cell":
+            record = load_cell_weights(net, self.folder.parent / source.ref)
+            top1 = record["deployables"][record["primary"]]["last"].get("top1")
+            ref = TeacherRef(
+                source="cell", ref=source.ref, architecture=name, sha256=record["weights_sha256"], top1=top1
+            )
+        elif source.source == "checkpoint":
+            digest = load_checkpoint(net, Path(source.ref), source.sha256)
+            ref = TeacherRef(
+                source="checkpoint", ref=Path(source.ref).name, architecture=name, sha256=digest
+            )
+        else:
+            ref = TeacherRef(source="pretrained", ref=source.ref, architecture=name)
+        self.teacher_refs.append(ref)
+
+    def _on_epoch(self, row: dict[str, Any]) -> None:
+        with (self.folder / "curves.jsonl").open("a") as f:
+            f.write(json.dumps(row) + "\n")
+        self.hooks.epoch(row)
+
+    def _write_curves(self, at: Progress) -> None:
+        """Rewrite the curves from the state: a cut epoch may have left a row twice."""
+        text = "".join(json.dumps(row) + "\n" for row in at.rows)
+        atomic_write_bytes(self.folder / "curves.jsonl", text.encode())
+
+    def _keep_route(self, run: CellRun, epochs: int) -> None:
+        if epochs in self.cell.keep_epochs:
+            path = route_path(self.folder, epochs)
+            path.parent.mkdir(exist_ok=True)
+            atomic_write_bytes(path, weights_bytes(run.student.net))
+
+    def _record(self, run: CellRun, method: Method, at: Progress) -> Record:
+        cell, task = self.cell, run.task
+        nets = deployables(method, run)
+        primary = next(iter(nets))
+        metric = next(m for m in task.metrics() if m.primary)
+        timing = task.throughput(run.task_data, self.device)
+        self._check_teachers(run)
+        last_row = next(r for r in reversed(at.rows) if "eval" in r)
+        quality = {}
+        for name, net in nets.items():
+            last = {
+                k.removeprefix("test/"): v for k, v in last_row["eval"][name].items() if k.startswith("test/")
+            }
+            extra, warned = run_evaluators(self.registry, cell.evaluators, net, run)
+            self.warnings += warned
+            better = bool(metric.higher_is_better)
+            quality[name] = Deployable(
+                last={**last, **extra},
+                best_val=best_epoch(at.rows, name, "val", metric.name, better),
+                best_test=best_epoch(at.rows, name, "test", metric.name, better),
+                params=parameters(net),
+                macs=macs(net, timing.make_inputs(1)),
+            )
+        weights = weights_bytes(nets[primary])
+        digest = hashlib.sha256(weights).hexdigest()
+        speeds: dict[str, Any] = {}
+        share = None
+        with self.hooks.alone():
+            if cell.throughput is not None:
+                speeds, warned = measure(
+                    nets,
+                    timing.make_inputs,
+                    batch_sizes=cell.throughput.batch_sizes,
+                    rounds=cell.throughput.rounds,
+                    device=self.device,
+                    autocast=run.amp,
+                )
+                self.warnings += warned
+            share = self._teacher_share(run, at)
+        record = Record(
+            cell_id=cell.cell_id,
+            status="done",
+            protocol=cell.protocol,
+            labels=cell.labels,
+            identity=cell.identity,
+            primary=primary,
+            deployables=quality,
+            throughput=speeds,
+            cost=self._cost(run, method, at, share),
+            teachers=self.teacher_refs,
+            floors=dict(task.floors(run.task_data)),
+            environment=capture(
+                self.device,
+                precision=cell.recipe.precision,
+                deterministic=cell.recipe.deterministic,
+                compiled=cell.recipe.compile,
+            ),
+            plugins=provenance(self.registry, cell),
+            warnings=self.warnings,
+            weights_sha256=digest,
+            started_at=self._started,
+            finished_at=now(),
+        )
+        self._keep(record, weights)
+        (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        return record
+
+    def _keep(self, record: Record, weights: bytes) -> None:
+        """Write weights, then the record that vouches for them.
+
+        A cell that was done already and ran again only for its route or lost weights keeps its record, unless
+        the weights came out different (another device): then old record and new weights would contradict.
+        """
+        path, model = self.folder / "result.json", self.folder / "model.safetensors"
+        before = read_record_dict(path) if path.exists() else None
+        if before is not None and before["status"] == "done":
+            if before["weights_sha256"] == record.weights_sha256:
+                atomic_write_bytes(model, weights)
+                return
+            previous = self.folder / "previous"
+            previous.mkdir(exist_ok=True)
+            path.rename(previous / f"result-{len(list(previous.iterdir())) + 1}.json")
+        atomic_write_bytes(model, weights)
+        write_record(self.folder, record)
+
+    def _check_teachers(self, run: CellRun) -> None:
+        """Complete the reference of teachers whose accuracy is on no record yet."""
+        for ref, handle in zip(self.teacher_refs, run.teachers, strict=True):
+            if ref.top1 is None:
+                with run.amp():
+                    metrics = run.task.evaluate(handle.net, run.task_data.splits["test"], run.task_data)
+                ref.top1 = metrics.get("top1")
+
+    def _teacher_share(self, run: CellRun, at: Progress) -> float | None:
+        if not run.teachers or not at.global_step:
+            return None
+        step_s = at.train_s / at.global_step
+        (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
+        with run.amp():
+            forward_s = median_seconds(lambda: [run.teach(t, x) for t in run.teachers], self.device)
+        return min(1.0, forward_s / step_s)
+
+    def _cost(self, run: CellRun, method: Method, at: Progress, share: float | None) -> Cost:
+        steps_ms = sorted(row["step_ms"] for row in at.rows)
+        return Cost(
+            train_s=at.train_s,
+            eval_s=at.eval_s,
+            log_s=at.log_s,
+            setup_s=at.setup_s,
+            train_images_per_s=at.images / at.train_s if at.images and at.train_s else None,
+            step_ms=steps_ms[len(steps_ms) // 2] if steps_ms else None,
+            teacher_share=share,
+            extra_params=extra_parameters(method, run),
+            epochs=at.total_epochs,
+            steps=at.global_step,
+            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s) / 3600,
+            peak_memory_mb=peak_memory_mb(self.device),
+            attempts=at.attempts,
+        )
+
+
+def provenance(registry: Registry, cell: CellFile) -> dict[str, Plugin]:
+    """Return the plug-ins that made a cell: distribution, version, git hash, digest of their code."""
+    parts = {"task": ("tasks", cell.task), "method": ("methods", cell.method)}
+    parts |= {"student": ("architectures", cell.student.name), "dataset": ("datasets", cell.dataset.name)}
+    if cell.teachers:
+        parts["teacher"] = ("architectures", cell.teachers[0].architecture.name)
+    out = {}
+    for part, (kind, name) in parts.items():
+        found = registry.get(kind, name)
+        plugin = found.plugin
+        out[part] = Plugin(
+            distribution=plugin.distribution,
+            version=plugin.version,
+            git=plugin.git,
+            code=code_digest(found.entry.target),
+        )
+    return out
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+

@@ -1,0 +1,79 @@
+"""``cell.json``: all that a worker needs to know of its cell. Written by the planner, read by the engine."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+from kdbench.matrix.recipe import Recipe
+from kdbench.results.schema import Labels
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Arch(_Part):
+    """An architecture by name, with constructor arguments."""
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class TeacherSource(_Part):
+    """Where one teacher comes from; `ref` is a cell id, a file or a hub model."""
+
+    architecture: Arch
+    source: Literal["cell", "checkpoint", "pretrained"]
+    ref: str
+    sha256: str | None = None
+
+
+class Data(_Part):
+    """The data set with the arguments that find it on this machine."""
+
+    name: str
+    label: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    limit_train: int | None = None
+    limit_test: int | None = None
+    storage: Literal["resident", "stream"]
+    revision: str
+
+
+class Timing(_Part):
+    """How deployables are timed."""
+
+    batch_sizes: list[int]
+    rounds: int
+
+
+class CellFile(_Part):
+    """The whole of ``cell.json``."""
+
+    cell_id: str
+    protocol: int
+    identity: dict[str, Any]
+    labels: Labels
+    task: str
+    method: str
+    params: dict[str, Any]
+    student: Arch
+    teachers: list[TeacherSource]
+    dataset: Data
+    recipe: Recipe
+    seed: int
+    route: int = 0
+    #: epochs (1-based) whose weights are kept for methods that follow this cell's training route
+    keep_epochs: list[int] = Field(default_factory=list)
+    evaluators: list[str] = Field(default_factory=list)
+    throughput: Timing | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    disable_plugins: list[str] = Field(default_factory=list)
+
+    @field_serializer("recipe")
+    def _as_written(self, recipe: Recipe) -> dict[str, Any]:
+        """Write only what was set: a recipe refuses keys that its schedule does not read."""
+        return recipe.model_dump(mode="json", exclude_unset=True)

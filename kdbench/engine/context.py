@@ -1,0 +1,155 @@
+"""The run: what a method sees of one cell. Implements :class:`kdbench.protocol.run.Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.engine.batchnorm import batch_statistics
+from kdbench.engine.branch import branch
+from kdbench.engine.handle import NetHandle
+from kdbench.engine.optim import Driven
+from kdbench.engine.precision import Precision
+from kdbench.engine.seeds import seeded
+from kdbench.matrix.identity import derive_seed
+from kdbench.matrix.recipe import Recipe
+from kdbench.protocol.task import Task
+from kdbench.protocol.types import Batch, Out, TaskData
+
+
+class CellRun:
+    """State and services of one cell's training."""
+
+    def __init__(
+        self,
+        *,
+        student: NetHandle,
+        teachers: Sequence[NetHandle],
+        build_student: Callable[[], nn.Module],
+        task: Task,
+        task_data: TaskData,
+        recipe: Recipe,
+        device: torch.device,
+        seed: int,
+        workdir: Path,
+        route: Sequence[Callable[[], Mapping[str, Tensor]]] = (),
+        probing: bool = False,
+    ) -> None:
+        self.student, self.teachers, self.route = student, list(teachers), list(route)
+        self.students: dict[str, NetHandle] = {"student": student}
+        self.task, self.task_data, self.data = task, task_data, task_data.info
+        self.recipe, self.device, self.seed = recipe, device, seed
+        self.workdir, self.probing = workdir, probing
+        self.rng = torch.Generator(device=device)
+        self.rng.manual_seed(derive_seed(seed, "run"))
+        self.epoch = self.global_step = self.step_in_epoch = 0
+        self.phase_epochs = recipe.epochs
+        self.steps_per_epoch = 1
+        self.optimizers: dict[str, Driven] = {}
+        self.teacher_bn: Literal["eval", "batch"] = "eval"
+        self.precision = Precision("fp32" if probing else recipe.precision, device)
+        self.means: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self._build_student = build_student
+        for handle in self.teachers:
+            handle.net.requires_grad_(False)
+            handle.net.eval()
+        for handle in self.handles():
+            handle._batches = self._peek
+
+    @property
+    def teacher(self) -> NetHandle:
+        if not self.teachers:
+            raise RuntimeError("this cell has no teacher; declare needs = Needs(teachers=1)")
+        return self.teachers[0]
+
+    @property
+    def frac(self) -> float:
+        return (self.epoch + self.step_in_epoch / max(1, self.steps_per_epoch)) / max(1, self.phase_epochs)
+
+    def handles(self) -> list[NetHandle]:
+        """All handles: teachers, then students."""
+        return [*self.teachers, *self.students.values()]
+
+    def lock(self) -> None:
+        """End of setup: no further students or taps."""
+        for handle in self.handles():
+            handle.locked = True
+
+    def new_student(
+        self, name: str, *, share: Literal["none", "all_but_last"] = "none", seed: int = 0
+    ) -> NetHandle:
+        if self.student.locked:
+            raise RuntimeError("new_student() belongs in setup(), so that a cut run can be resumed")
+        if name in self.students:
+            raise ValueError(f"a student named '{name}' exists already")
+        with seeded(derive_seed(self.seed, "init", name, seed)):
+            net = self._build_student()
+        where: dict[str, Any] = {
+            "image_size": self.data.image_size,
+            "in_chans": self.data.in_chans,
+            "device": self.device,
+        }
+        if share == "all_but_last":
+            handle: NetHandle = branch(name, net, self.student, **where)
+        else:
+            handle = NetHandle(name, net, **where)
+        handle._batches = self._peek
+        self.students[name] = handle
+        return handle
+
+    def teach(
+        self, handle: NetHandle, x: Tensor, *, grad: bool = False, bn: Literal["eval", "batch"] | None = None
+    ) -> Out:
+        mode = batch_statistics(handle.net) if (bn or self.teacher_bn) == "batch" else nullcontext()
+        with mode, nullcontext() if grad else torch.no_grad():
+            return handle(x)
+
+    def optimize(self, loss: Tensor, *names: str, retain_graph: bool = False) -> None:
+        unknown = [n for n in names if n not in self.optimizers]
+        if unknown:
+            raise ValueError(f"no optimizer named '{unknown[0]}' in this phase; there are {sorted(self.optimizers)}")
+        chosen = [self.optimizers[n] for n in (names or self.optimizers)]
+        for driven in chosen:
+            driven.optimizer.zero_grad(set_to_none=True)
+        self.precision.backward(loss, retain_graph=retain_graph)
+        self.precision.step(chosen, self.recipe.clip_grad)
+
+    def amp(self) -> AbstractContextManager[Any]:
+        return self.precision.autocast()
+
+    def fp32(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, enabled=False)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            v = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), device=self.device)
+            v = v.to(torch.float32)
+            if name in self.means:
+                self.means[name] += v
+                self.counts[name] += 1
+            else:
+                self.means[name] = v.clone()
+                self.counts[name] = 1
+
+    def split(self, name: str) -> Iterable[Batch]:
+        if name == "test":
+            raise ValueError("a method never sees the test split; use 'val'")
+        return self.task_data.splits[name]
+
+    def _peek(self, n_batches: int) -> Iterator[Batch]:
+        """First batches of epoch 0, the same whenever it is called."""
+        for i, batch in enumerate(self.task_data.streams["train"].epoch(0)):
+            if i >= n_batches:
+                return
+            yield batch
+
+    def close(self) -> None:
+        """Remove every hook that the method left with a handle."""
+        for handle in self.handles():
+            handle.close()

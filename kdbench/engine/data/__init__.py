@@ -1,0 +1,1 @@
+"""From a data set to batches: splits, resident and streaming pipelines, views."""

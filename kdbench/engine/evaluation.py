@@ -1,0 +1,69 @@
+"""Evaluation of deployables: curves, the three selection rules, extra evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from kdbench.engine.context import CellRun
+from kdbench.protocol.method import Method
+from kdbench.registry import Registry
+from kdbench.results.schema import BestEpoch
+
+
+def deployables(method: Method, run: CellRun) -> dict[str, nn.Module]:
+    """Return what the method deploys, checked. The first is the primary one."""
+    out = dict(method.deploy(run))
+    if not out or not all(isinstance(net, nn.Module) for net in out.values()):
+        raise TypeError("deploy() must return {name: nn.Module}, with at least one")
+    return out
+
+
+def evaluate_all(method: Method, run: CellRun) -> dict[str, dict[str, float]]:
+    """Return ``{deployable: {"test/top1": ..., "val/top1": ...}}`` with every metric of the task."""
+    results: dict[str, dict[str, float]] = {}
+    has_val = "val" in run.task_data.splits
+    for name, net in deployables(method, run).items():
+        row: dict[str, float] = {}
+        for split in ("val", "test") if has_val else ("test",):
+            with run.amp():
+                metrics = run.task.evaluate(net, run.task_data.splits[split], run.task_data)
+            row.update({f"{split}/{k}": v for k, v in metrics.items()})
+        results[name] = row
+    return results
+
+
+def best_epoch(rows: list[dict[str, Any]], name: str, by: str, metric: str, higher: bool) -> BestEpoch | None:
+    """Return the first epoch at which ``by/metric`` is best, with its test value; None without that split."""
+    sign = 1 if higher else -1
+    best: tuple[float, dict[str, Any], int] | None = None
+    for row in rows:
+        values: Mapping[str, float] | None = row.get("eval", {}).get(name)
+        if values is None or f"{by}/{metric}" not in values:
+            continue
+        score = sign * values[f"{by}/{metric}"]
+        if best is None or score > best[0]:
+            best = (score, dict(values), row["epoch"])
+    if best is None:
+        return None
+    _, values, epoch = best
+    return BestEpoch(epoch=epoch, by=values[f"{by}/{metric}"], top1=values[f"test/{metric}"])
+
+
+def run_evaluators(
+    registry: Registry, names: list[str], net: nn.Module, run: CellRun
+) -> tuple[dict[str, float], list[str]]:
+    """Return the numbers of the named evaluators on the test split, and a warning per evaluator that failed."""
+    numbers: dict[str, float] = {}
+    warnings: list[str] = []
+    for name in names:
+        found = registry.get("evaluators", name)
+        if getattr(found.entry, "needs_teacher", False) and not run.teachers:
+            continue
+        try:
+            numbers.update(found.load()(run, net, run.task_data.splits["test"]))
+        except Exception as e:
+            warnings.append(f"evaluator '{name}' failed: {type(e).__name__}: {e}"[:300])
+    return numbers, warnings

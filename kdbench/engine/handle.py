@@ -1,0 +1,167 @@
+"""A handle: one network of a run, with its taps. Implements :class:`kdbench.protocol.run.Handle`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.engine.taps import Site, deliver, feature_info, resolution_stages, resolve
+from kdbench.engine.trace import Trace, is_batchnorm, trace
+from kdbench.protocol.types import NotApplicable, Out, Tap
+
+
+class NetHandle:
+    """A network with resolved taps. Hooks exist only while a call runs, so none is ever left behind."""
+
+    def __init__(
+        self, name: str, net: nn.Module, *, image_size: int, in_chans: int, device: torch.device
+    ) -> None:
+        self.name = name
+        self.net = net
+        self._size = (in_chans, image_size, image_size)
+        self._device = device
+        self._trace: Trace | None = None
+        self._wanted: dict[Tap, Site] = {}
+        self._aux: list[Any] = []
+        self._batches: Callable[[int], Iterator[Any]] | None = None
+        self.locked = False
+        self.stages = resolution_stages(feature_info(net))
+        classifier = self._classifier()
+        self._classifier_module = classifier
+        self.num_features = 0 if classifier is None else self._pooled_width()
+
+    def __call__(self, x: Tensor, taps: Sequence[Tap] | None = None) -> Out:
+        sites = self._wanted if taps is None else {t: self._site(t) for t in taps}
+        raw: dict[tuple[str, int, str], Tensor] = {}
+        pooled: list[Tensor] = []
+        with self._hooked(sites.values(), raw, pooled):
+            logits = self.net(x)
+        feats = {t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in sites.items()}
+        return Out(logits, feats, pooled[0].flatten(1) if pooled else None)
+
+    def want(self, *taps: Tap) -> None:
+        if self.locked:
+            raise RuntimeError(f"{self.name}.want() belongs in setup(), not in the training loop")
+        for tap in taps:
+            self._wanted[tap] = self._site(tap)
+
+    def shape(self, tap: Tap) -> tuple[int, ...]:
+        site = self._site(tap)
+        return tuple(deliver(self.net, site, tap.fmt, torch.empty(site.shape, device="meta")).shape)
+
+    def has_activation(self, tap: Tap) -> bool:
+        return self._site(tap).kind in ("stage-end", "next-norm")
+
+    def bn_before(self, tap: Tap) -> nn.Module | None:
+        path = self._site(tap).bn
+        return None if path is None else self.net.get_submodule(path)
+
+    def batchnorms(self) -> list[tuple[str, nn.Module]]:
+        return [(path, m) for path, m in self.net.named_modules() if is_batchnorm(m)]
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        slots = ("drop_path", "drop_path1")
+        return [(path, m) for path, m in self.net.named_modules() if any(hasattr(m, slot) for slot in slots)]
+
+    def aux_hook(self, module: nn.Module, fn: Callable[..., Any], *, pre: bool = False) -> None:
+        register = module.register_forward_pre_hook if pre else module.register_forward_hook
+        self._aux.append(register(fn))
+
+    def calibrate(self, fn: Callable[[Out], None], n_batches: int) -> None:
+        if self._batches is None:
+            raise RuntimeError("calibrate() needs data: call it in on_phase_start(), not in setup()")
+        with torch.no_grad():
+            for batch in self._batches(n_batches):
+                fn(self(batch.x))
+
+    def close(self) -> None:
+        """Remove auxiliary hooks."""
+        for handle in self._aux:
+            handle.remove()
+        self._aux.clear()
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of one forward pass, made once."""
+        if self._trace is None:
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn((2, *self._size), generator=generator).to(self._device)
+            try:
+                self._trace = trace(self.net, x)
+            except Exception as e:
+                reason = f"{self.name} cannot take {self._size[1]}x{self._size[2]} images: {e}"
+                raise NotApplicable(reason.splitlines()[0][:300]) from e
+        return self._trace
+
+    def _site(self, tap: Tap) -> Site:
+        if tap in self._wanted:
+            return self._wanted[tap]
+        try:
+            site = resolve(self.net, self.trace, tap)
+            deliver(self.net, site, tap.fmt, torch.empty(site.shape, device="meta"))
+        except NotApplicable as e:
+            raise NotApplicable(f"{self.name}: {e}") from e
+        return site
+
+    def _classifier(self) -> nn.Module | None:
+        get = getattr(self.net, "get_classifier", None)
+        module = get() if get is not None else None
+        if isinstance(module, (tuple, list)):
+            module = module[0]
+        return None if module is None or isinstance(module, nn.Identity) else module
+
+    def _pooled_width(self) -> int:
+        module = self._classifier_module
+        for attribute in ("in_features", "in_channels"):
+            width = getattr(module, attribute, None)
+            if isinstance(width, int):
+                return width
+        return int(getattr(self.net, "num_features", 0))
+
+    @contextmanager
+    def _hooked(
+        self,
+        sites: Any,
+        raw: dict[tuple[str, int, str], Tensor],
+        pooled: list[Tensor],
+        net: nn.Module | None = None,
+    ) -> Iterator[None]:
+        net = self.net if net is None else net
+        handles: list[Any] = []
+        by_module: dict[str, list[Site]] = {}
+        for site in dict.fromkeys(sites):
+            by_module.setdefault(site.module, []).append(site)
+        try:
+            for path, here in by_module.items():
+                handles += _watch(net.get_submodule(path), here, raw)
+            if self._classifier_module is not None:
+
+                def keep(module: nn.Module, args: Any) -> None:
+                    if args and args[0].dim() in (2, 4):
+                        pooled.append(args[0])
+
+                handles.append(self._classifier_module.register_forward_pre_hook(keep))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _watch(module: nn.Module, sites: Sequence[Site], raw: dict[tuple[str, int, str], Tensor]) -> list[Any]:
+    calls = {"input": 0, "output": 0}
+
+    def keep(side: str, value: Tensor) -> None:
+        nth = calls[side]
+        calls[side] += 1
+        for site in sites:
+            if site.side == side and site.nth == nth:
+                raw[site.module, nth, side] = value.clone() if site.clone else value
+
+    return [
+        module.register_forward_pre_hook(lambda m, args: keep("input", args[0])),
+        module.register_forward_hook(lambda m, args, out: keep("output", out)),
+    ]

@@ -1,0 +1,291 @@
+"""The training loop: phases, epochs, steps; checkpoints and exact resume. It knows no method."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdbench.engine.checkpoint import load_state, save_state
+from kdbench.engine.context import CellRun
+from kdbench.engine.optim import build_optimizers
+from kdbench.engine.phases import checked, epochs_of, optimizers_of
+from kdbench.engine.seeds import rng_state, set_rng_state
+from kdbench.errors import KdbenchError
+from kdbench.protocol.method import Method
+from kdbench.protocol.types import Batch, Phase
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the state is on disk."""
+
+
+class Diverged(Exception):
+    """A loss is no longer finite."""
+
+
+@dataclass
+class Progress:
+    """Where a run is: what a checkpoint says besides tensors."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    total_epochs: int = 0
+    images: int = 0
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    log_s: float = 0.0
+    setup_s: float = 0.0
+    epoch_s: float = 0.0
+    attempts: int = 1
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+Evaluate = Callable[[], Mapping[str, Mapping[str, float]]]
+
+
+class Loop:
+    """Trains one cell.
+
+    Args:
+        evaluate: returns metrics per deployable; called after the epochs that the recipe names.
+        on_epoch: gets each epoch's row (for curves and live progress).
+        should_stop: polled after every step; true ends the run with :class:`Interrupted`.
+        gate: called before each epoch; may wait (for another process that measures alone).
+        keep: called with (number of epochs done over the run) after each epoch; saves route checkpoints.
+    """
+
+    def __init__(
+        self,
+        run: CellRun,
+        method: Method,
+        folder: Path,
+        *,
+        evaluate: Evaluate,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+        should_stop: Callable[[], bool] = lambda: False,
+        gate: Callable[[], None] = lambda: None,
+        keep: Callable[[int], None] = lambda epochs: None,
+    ) -> None:
+        self.run, self.method, self.path = run, method, folder / "checkpoint.safetensors"
+        self._evaluate, self._on_epoch, self._should_stop = evaluate, on_epoch, should_stop
+        self._gate, self._keep = gate, keep
+        self.phases = checked(method.phases(run))
+        self.epochs = epochs_of(self.phases, run.recipe.epochs)
+        self.at = Progress()
+
+    def train(self) -> Progress:
+        """Train to the end, from the checkpoint if there is one. Returns the final progress."""
+        resumed = self._load()
+        for number in range(self.at.phase, len(self.phases)):
+            self._train_phase(number, resumed)
+            resumed = None
+        return self.at
+
+    def _train_phase(self, number: int, resumed: dict[str, Any] | None) -> None:
+        run, at, phase = self.run, self.at, self.phases[number]
+        at.phase = number
+        run.phase_epochs, run.teacher_bn = self.epochs[number], phase.teacher_bn
+        run.steps_per_epoch = self._steps(phase)
+        run.epoch, run.step_in_epoch, run.global_step = at.epoch, at.step, at.global_step
+        if resumed is not None:
+            self._restore_nets(resumed)
+            if resumed["optimizers"] is None:  # cut between two phases: nothing of this one has happened yet
+                self._restore_rng(resumed)
+                resumed = None
+        self.method.on_phase_start(phase, run)
+        run.optimizers = build_optimizers(
+            optimizers_of(phase, self.method, run),
+            run.recipe,
+            epochs=run.phase_epochs,
+            steps_per_epoch=run.steps_per_epoch,
+        )
+        for epoch in range(at.epoch, run.phase_epochs):
+            run.epoch, run.step_in_epoch = epoch, at.step
+            self._set_modes()
+            for driven in run.optimizers.values():
+                driven.set_epoch(epoch)
+            if at.step == 0:
+                run.means, run.counts, at.epoch_s = {}, {}, 0.0
+            if resumed is None:
+                self.method.on_epoch_start(run)
+            else:
+                self._resume_epoch(resumed)
+                resumed = None
+            self._gate()
+            self._train_epoch(phase)
+            self._finish_epoch(phase)
+        run.optimizers = {}
+
+    def _resume_epoch(self, state: dict[str, Any]) -> None:
+        """Put the state of a cut phase back; the hook runs where it ran in the undisturbed order."""
+        in_epoch = self.at.step > 0
+        if in_epoch:
+            self.method.on_epoch_start(self.run)
+        self._restore(state)
+        if not in_epoch:
+            self.method.on_epoch_start(self.run)
+
+    def _train_epoch(self, phase: Phase) -> None:
+        run, at = self.run, self.at
+        step_fn = phase.step or self.method.step
+        began, images = time.perf_counter(), 0
+        for batch in self._batches(phase):
+            for driven in run.optimizers.values():
+                driven.set_update(run.epoch * run.steps_per_epoch + at.step)
+            parts = step_fn(batch, run)
+            total = sum((p.detach() for p in parts.values()), start=torch.zeros((), device=run.device))
+            run.log({**{f"loss/{k}": v for k, v in parts.items()}, "loss": total})
+            at.step += 1
+            at.global_step += 1
+            run.step_in_epoch, run.global_step = at.step, at.global_step
+            images += len(batch.x) if batch is not None else 0
+            if self._should_stop():
+                _sync(run.device)
+                self._clock(began, images)
+                self._save()
+                raise Interrupted
+        _sync(run.device)
+        self._clock(began, images)
+
+    def _clock(self, began: float, images: int) -> None:
+        seconds = time.perf_counter() - began
+        self.at.train_s += seconds
+        self.at.epoch_s += seconds
+        self.at.images += images
+
+    def _finish_epoch(self, phase: Phase) -> None:
+        run, at = self.run, self.at
+        if at.step == 0:
+            raise KdbenchError(
+                "the training set gives no batch: fewer images than recipe.batch_size with drop_last"
+            )
+        means = {k: float(v) / run.counts[k] for k, v in run.means.items()}
+        bad = [k for k, v in means.items() if not math.isfinite(v)]
+        if bad:
+            raise Diverged(f"{bad[0]} is not finite in epoch {run.epoch + 1} of phase '{phase.name}'")
+        at.total_epochs += 1
+        row: dict[str, Any] = {
+            "epoch": at.total_epochs,
+            "phase": phase.name,
+            "steps": at.step,
+            "train": means,
+            "lr": {name: driven.lr for name, driven in run.optimizers.items()},
+            "train_s": at.epoch_s,
+            "step_ms": 1e3 * at.epoch_s / at.step,
+        }
+        last = at.total_epochs == sum(self.epochs)
+        due = at.total_epochs % run.recipe.eval_every == 0
+        if last or (due and phase.evaluate):
+            began = time.perf_counter()
+            row["eval"] = {name: dict(m) for name, m in self._evaluate().items()}
+            row["eval_s"] = time.perf_counter() - began
+            at.eval_s += row["eval_s"]
+        began = time.perf_counter()
+        at.rows.append(row)
+        self._keep(at.total_epochs)
+        at.epoch, at.step = run.epoch + 1, 0
+        if at.epoch == run.phase_epochs:
+            at.phase, at.epoch = at.phase + 1, 0
+        self._save()
+        self._on_epoch(row)
+        at.log_s += time.perf_counter() - began
+
+    def _set_modes(self) -> None:
+        for handle in self.run.students.values():
+            handle.net.train()
+        self.method.train()
+        for handle in self.run.teachers:
+            handle.net.eval()
+
+    def _steps(self, phase: Phase) -> int:
+        if isinstance(phase.source, bool):
+            raise ValueError(f"phase '{phase.name}': source must be a name, a number of ticks or a callable")
+        if isinstance(phase.source, int):
+            return phase.source
+        if isinstance(phase.source, str):
+            streams = self.run.task_data.streams
+            if phase.source not in streams:
+                raise ValueError(f"phase '{phase.name}': no stream '{phase.source}'; there are {sorted(streams)}")
+            return len(streams[phase.source])
+        return 1
+
+    def _batches(self, phase: Phase) -> Iterable[Batch | None]:
+        start = self.at.step
+        if isinstance(phase.source, int):
+            return [None] * (phase.source - start)
+        if isinstance(phase.source, str):
+            return self.run.task_data.streams[phase.source].epoch(self._data_epoch(), start)
+        made = iter(phase.source(self.run))
+        for _ in range(start):
+            next(made)
+        return made
+
+    def _data_epoch(self) -> int:
+        """Epochs done over the whole run, so that a second phase sees new views."""
+        return self.at.total_epochs
+
+    def _save(self) -> None:
+        run, at = self.run, self.at
+        in_phase = at.step > 0 or at.epoch > 0
+        state = {
+            "version": 1,
+            "progress": dict(vars(at)),
+            "students": {name: h.net.state_dict() for name, h in run.students.items()},
+            "method": self.method.state_dict(),
+            "optimizers": {n: d.optimizer.state_dict() for n, d in run.optimizers.items()} if in_phase else None,
+            "scaler": run.precision.scaler.state_dict(),
+            "means": run.means if at.step else {},
+            "counts": run.counts if at.step else {},
+            "rng": rng_state(),
+            "run_rng": run.rng.get_state(),
+        }
+        save_state(self.path, state)
+
+    def _load(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        try:
+            state = load_state(self.path)
+        except KdbenchError:
+            # a damaged checkpoint costs the epochs it held, never the cell
+            self.path.rename(self.path.with_suffix(".damaged"))
+            return None
+        for key, value in state["progress"].items():
+            setattr(self.at, key, value)
+        self.at.attempts += 1
+        return dict(state)
+
+    def _restore_nets(self, state: dict[str, Any]) -> None:
+        for name, handle in self.run.students.items():
+            handle.net.load_state_dict(state["students"][name])
+        self.method.load_state_dict(state["method"])
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        run = self.run
+        self._restore_nets(state)
+        for name, saved in state["optimizers"].items():
+            run.optimizers[name].optimizer.load_state_dict(saved)
+        if run.precision.scaler.is_enabled():
+            run.precision.scaler.load_state_dict(state["scaler"])
+        run.means = {k: v.to(run.device) for k, v in state["means"].items()}
+        run.counts = dict(state["counts"])
+        for driven in run.optimizers.values():
+            driven.set_epoch(run.epoch)
+        self._restore_rng(state)
+
+    def _restore_rng(self, state: dict[str, Any]) -> None:
+        set_rng_state(state["rng"])
+        self.run.rng.set_state(state["run_rng"])
+
+
+def _sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,92 @@
+"""Whether a cell can be, found out before anything is trained: parameters, architectures, taps, needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdbench.engine.build import make_run, make_task, method_params, setup_method
+from kdbench.engine.build_dataset import make_dataset
+from kdbench.engine.cellspec import CellFile
+from kdbench.engine.precision import Precision
+from kdbench.engine.seeds import seeded
+from kdbench.engine.teachers import load_checkpoint
+from kdbench.errors import KdbenchError
+from kdbench.protocol.dataset import Dataset
+from kdbench.protocol.types import DataInfo, NotApplicable, TaskData
+from kdbench.registry import Registry
+
+
+@dataclass
+class Verdict:
+    """Outcome of a probe. `error` is bad input (exit code 2); `reason` makes the cell not applicable."""
+
+    params: dict[str, Any] | None = None
+    fidelity: str = ""
+    teachers: int = 0
+    route: int = 0
+    reason: str | None = None
+    error: str | None = None
+
+
+def resolve_method(registry: Registry, name: str, preset: str | None, params: Mapping[str, Any]) -> Verdict:
+    """Resolve hyper-parameters and what they make the method need."""
+    try:
+        cls = registry.get("methods", name).load()
+        resolved = method_params(cls, name, preset, params)
+        needs = cls.requires(resolved)
+    except KdbenchError as e:
+        return Verdict(error=str(e))
+    from pydantic import TypeAdapter
+
+    dumped = TypeAdapter(cls.Params).dump_python(resolved, mode="json")
+    return Verdict(params=dumped, fidelity=cls.fidelity, teachers=needs.teachers, route=needs.route)
+
+
+def check_device(name: str, precision: str) -> str | None:
+    """Return why a device or a precision on it cannot be used, or None."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        return f"--device {name}: this machine has no usable CUDA device; use --device cpu"
+    try:
+        Precision(precision, torch.device(name))
+    except KdbenchError as e:
+        return str(e)
+    return None
+
+
+def probe(registry: Registry, cell: CellFile) -> Verdict:
+    """Build the networks of a cell on the CPU and let the method set up, without data and weights."""
+    verdict = Verdict(params=cell.params)
+    try:
+        dataset: Dataset = make_dataset(registry, cell.dataset.name, cell.dataset.args)
+        info: DataInfo = dataset.describe()
+        task = make_task(registry, cell.task)
+        data = TaskData(streams={}, splits={}, info=info)
+        with seeded(0):
+            run = make_run(
+                registry,
+                cell,
+                info,
+                task,
+                data,
+                torch.device("cpu"),
+                Path(),
+                probing=True,
+                load_teacher=lambda k, net: _check_checkpoint(cell, k, net),
+            )
+            setup_method(registry, cell, run)
+    except NotApplicable as e:
+        verdict.reason = str(e)
+    except KdbenchError as e:
+        verdict.error = str(e)
+    return verdict
+
+
+def _check_checkpoint(cell: CellFile, k: int, net: torch.nn.Module) -> None:
+    source = cell.teachers[k]
+    if source.source == "checkpoint":
+        load_checkpoint(net, Path(source.ref), source.sha256)

@@ -1,0 +1,99 @@
+"""Loading of trained teachers: from a cell, from a checkpoint file, or hub weights; always verified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from kdbench.errors import KdbenchError
+from kdbench.results.store import read_record_dict
+
+
+def load_cell_weights(net: nn.Module, folder: Path) -> dict[str, Any]:
+    """Load the weights that a cell left in `folder` and return its record.
+
+    Raises KdbenchError when the cell is not done or the file is not the one that the record describes.
+    """
+    record = read_record_dict(folder / "result.json")
+    if record["status"] != "done":
+        raise KdbenchError(f"teacher cell {record['cell_id'][:12]} is {record['status']}, not done")
+    path = folder / "model.safetensors"
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
+        raise KdbenchError(f"{path}: the weights are not those of the cell's record; remove the file and rerun")
+    net.load_state_dict(load_safetensors(data))
+    return record
+
+
+def load_checkpoint(net: nn.Module, path: Path, sha256: str | None) -> str:
+    """Load a user's checkpoint (safetensors, or a torch file without code) and return its sha256.
+
+    Raises KdbenchError when it is missing, corrupt, another file than `sha256` says, or of other shape.
+    """
+    data = _read(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256.lower():
+        raise KdbenchError(f"{path}: sha256 is {digest}, the matrix expects {sha256}")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_safetensors(data)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        reason = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
+        raise KdbenchError(f"{path}: not a checkpoint that can be read ({reason})") from e
+    fit(net, unwrap(state), str(path))
+    return digest
+
+
+def unwrap(state: Any) -> Mapping[str, Tensor]:
+    """Return the state dict inside the usual wrappings (``state_dict``, ``model``, ``module.`` prefixes)."""
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        return {}
+    return {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def fit(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load a state dict strictly. Raises KdbenchError naming the first key that does not fit."""
+    mine = net.state_dict()
+    for key, value in mine.items():
+        if key not in state:
+            raise KdbenchError(f"{what}: no tensor '{key}'; is it a checkpoint of this architecture?")
+        if tuple(state[key].shape) != tuple(value.shape):
+            raise KdbenchError(
+                f"{what}: '{key}' has shape {tuple(state[key].shape)}, the architecture needs {tuple(value.shape)}"
+            )
+    extra = sorted(set(state) - set(mine))
+    if extra:
+        raise KdbenchError(f"{what}: unknown tensor '{extra[0]}'; is it a checkpoint of this architecture?")
+    net.load_state_dict(dict(state))
+
+
+def route_loaders(folder: Path, epochs: list[int]) -> list[Callable[[], Mapping[str, Tensor]]]:
+    """Return one lazy loader per kept checkpoint of a teacher's training route."""
+    paths = [route_path(folder, e) for e in epochs]
+    missing = [p for p in paths if not p.exists()]
+    if missing:
+        raise KdbenchError(f"{missing[0]}: the teacher's route was not kept; rerun its cell")
+    return [lambda p=p: load_safetensors(_read(p)) for p in paths]  # type: ignore[misc]
+
+
+def route_path(folder: Path, epoch: int) -> Path:
+    """Where the checkpoint after `epoch` epochs is kept."""
+    return folder / "route" / f"epoch-{epoch:04d}.safetensors"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise KdbenchError(f"{path}: cannot read the checkpoint ({e.strerror or e})") from e

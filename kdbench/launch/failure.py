@@ -1,0 +1,60 @@
+"""Records of cells that did not finish. No torch: the parent writes them for workers that died."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdbench.results.schema import Failure, Labels, Record, Status
+from kdbench.results.store import write_record
+
+
+def failure_record(
+    cell: dict[str, Any],
+    status: Status,
+    message: str,
+    *,
+    type_: str = "",
+    traceback: str | None = None,
+    started_at: str | None = None,
+    environment: dict[str, Any] | None = None,
+) -> Record:
+    """Make the record of a cell (the content of its ``cell.json``) that ended with `status`."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Record(
+        cell_id=cell["cell_id"],
+        status=status,
+        protocol=cell["protocol"],
+        labels=Labels.model_validate(cell["labels"]),
+        identity=cell["identity"],
+        error=Failure(
+            type=(type_ or status)[:200],
+            message=message[:4000],
+            traceback=None if traceback is None else traceback[-40000:],
+        ),
+        environment=environment or {},
+        started_at=started_at or now,
+        finished_at=now,
+    )
+
+
+def write_failure(folder: Path, status: Status, message: str, **more: Any) -> Record:
+    """Write the failure record of the cell in `folder` and return it."""
+    cell = json.loads((folder / "cell.json").read_text())
+    record = failure_record(cell, status, message, **more)
+    write_record(folder, record)
+    return record
+
+
+def log_tail(folder: Path, lines: int = 15) -> str:
+    """Return the last lines of a cell's log, for a worker that left no word."""
+    try:
+        with (folder / "log.txt").open("rb") as f:
+            f.seek(0, 2)
+            f.seek(max(0, f.tell() - 8192))
+            text = f.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

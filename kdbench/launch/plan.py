@@ -1,0 +1,347 @@
+"""The plan of a matrix: every cell with its id, its status and, where it cannot be, the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdbench.engine.cellspec import Arch, CellFile, Data, TeacherSource, Timing
+from kdbench.errors import KdbenchError, MatrixError
+from kdbench.launch.resolve import Resolver
+from kdbench.matrix import CellSpec, LoadedMatrix, cell_id, expand, identity, teacher_cell, variant_label
+from kdbench.matrix.identity import PROTOCOL
+from kdbench.matrix.storage import choose_storage
+from kdbench.protocol.types import DataInfo
+from kdbench.registry import Registry
+from kdbench.results.schema import Labels
+from kdbench.results.store import RunFolder, read_record_dict
+
+
+@dataclass
+class PlannedCell:
+    """One cell of the plan. `status` is a record's status, ``to run``, ``interrupted`` or ``not_applicable``."""
+
+    spec: CellSpec
+    file: CellFile
+    folder: Path
+    status: str = "to run"
+    reason: str | None = None
+    after: list[str] = field(default_factory=list)
+    stale: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.file.cell_id
+
+    @property
+    def label(self) -> str:
+        """Short text for people: variant, pair and seed."""
+        names = self.file.labels
+        pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
+        role = " (teacher)" if names.role == "teacher" else ""
+        return f"{names.variant} | {pair} | {names.dataset} | seed {names.seed}{role}"
+
+
+@dataclass
+class Plan:
+    """All cells, teachers first."""
+
+    matrix: LoadedMatrix
+    run: RunFolder
+    cells: list[PlannedCell]
+    warnings: list[str]
+
+    def counts(self) -> Counter[str]:
+        return Counter(c.status for c in self.cells)
+
+
+class Planner:
+    """Turns a matrix into a plan; asks the registry, the data sets and (through the resolver) torch."""
+
+    def __init__(self, registry: Registry, loaded: LoadedMatrix, run: RunFolder, disable: Sequence[str]) -> None:
+        self._registry, self._loaded, self._run = registry, loaded, run
+        self._disable = list(disable)
+        self._resolver = Resolver(registry, disable)
+        self._infos: dict[str, DataInfo] = {}
+        self._data_args: dict[str, dict[str, Any]] = {}
+        self._methods: dict[str, dict[str, Any]] = {}
+        self._digests: dict[str, str] = {}
+
+    def plan(self, only: Sequence[str] = ()) -> Plan:
+        """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
+        expansion = expand(self._loaded, only=only)
+        specs = list(expansion.cells)
+        self._check_names(specs)
+        self._describe_datasets(specs)
+        self._resolve_methods(specs)
+        cells: dict[str, PlannedCell] = {}
+        for spec in specs:
+            self._add(spec, cells)
+        planned = list(cells.values())
+        planned.sort(key=lambda c: c.spec.role != "teacher")
+        self._probe(planned)
+        for cell in planned:
+            if cell.status != "not_applicable":
+                self._look(cell)
+        return Plan(self._loaded, self._run, planned, list(expansion.warnings))
+
+    def _check_names(self, specs: Sequence[CellSpec]) -> None:
+        for spec in specs:
+            wanted = [("tasks", spec.task, ("task",)), ("methods", spec.method.name, spec.source)]
+            wanted.append(("architectures", spec.student.name, ("pairs",)))
+            if spec.teacher is not None:
+                wanted.append(("architectures", spec.teacher.name, ("pairs",)))
+            wanted.append(("datasets", spec.dataset.name, ("datasets",)))
+            wanted += [("evaluators", name, ("evaluators",)) for name in spec.evaluators]
+            for kind, name, path in wanted:
+                try:
+                    self._registry.get(kind, name)
+                except KdbenchError as e:
+                    raise MatrixError(f"{self._loaded.where(*self._find(path, name))}: {e}") from e
+
+    def _find(self, path: tuple[Any, ...], name: str) -> tuple[Any, ...]:
+        """Return the key path of the list item under `path` that mentions `name`."""
+        raw: Any = json.loads(self._loaded.matrix.model_dump_json())
+        for key in path:
+            raw = raw[key] if isinstance(raw, (list, dict)) and (key in raw or isinstance(key, int)) else None
+        if isinstance(raw, list):
+            for i, item in enumerate(raw):
+                if f'"{name}"' in json.dumps(item):
+                    return (*path, i)
+        return path
+
+    def _describe_datasets(self, specs: Sequence[CellSpec]) -> None:
+        from kdbench.engine.build_dataset import make_dataset
+
+        for spec in specs:
+            key = _dataset_key(spec)
+            if key in self._infos:
+                continue
+            where = self._loaded.where(*self._find(("datasets",), spec.dataset.name))
+            try:
+                dataset = make_dataset(self._registry, spec.dataset.name, spec.dataset.args)
+                info = dataset.describe()
+            except KdbenchError as e:
+                raise type(e)(f"{where}: {e}") from e
+            self._infos[key] = info
+            resolved = dataset.params.model_dump(mode="json")
+            self._data_args[key] = {k: v for k, v in resolved.items() if k not in dataset.location}
+
+    def _resolve_methods(self, specs: Sequence[CellSpec]) -> None:
+        distinct: dict[str, CellSpec] = {}
+        for spec in specs:
+            distinct.setdefault(_method_key(spec), spec)
+            if (alone := teacher_cell(spec)) is not None:
+                distinct.setdefault(_method_key(alone), alone)
+        questions = [
+            {"ask": "method", "name": s.method.name, "preset": s.method.preset, "params": dict(s.method.params)}
+            for s in distinct.values()
+        ]
+        answers = self._resolver.ask(questions)
+        for (key, spec), answer in zip(distinct.items(), answers, strict=True):
+            if answer.get("error"):
+                raise MatrixError(f"{self._loaded.where(*spec.source)}: {answer['error']}")
+            self._methods[key] = answer
+
+    def _add(self, spec: CellSpec, cells: dict[str, PlannedCell], keep: int = 0) -> PlannedCell:
+        method = self._methods[_method_key(spec)]
+        teachers: list[TeacherSource] = []
+        after: list[str] = []
+        reason = None
+        if method["teachers"] and spec.teacher is None:
+            reason = f"needs {method['teachers']} teacher(s), the pair has none"
+        elif spec.teacher is not None:
+            for k in range(method["teachers"]):
+                source, dependency = self._teacher(spec, k, cells, method["route"])
+                teachers.append(source)
+                after += [dependency] if dependency else []
+        file = self._file(spec, method, teachers)
+        cell = cells.get(file.cell_id)
+        if cell is None:
+            cell = PlannedCell(spec, file, self._run.cell(file.cell_id), after=after)
+            cells[file.cell_id] = cell
+        elif spec.role == "student" and cell.spec.role == "teacher":
+            cell.spec = spec
+            cell.file.labels = file.labels
+        if reason:
+            cell.status, cell.reason = "not_applicable", reason
+        if keep:
+            from kdbench.matrix.route import route_epochs
+
+            wanted = {*cell.file.keep_epochs, *route_epochs(spec.recipe.epochs, keep)}
+            cell.file.keep_epochs = sorted(wanted)
+        return cell
+
+    def _teacher(
+        self, spec: CellSpec, k: int, cells: dict[str, PlannedCell], route: int
+    ) -> tuple[TeacherSource, str | None]:
+        teacher = spec.teacher
+        assert teacher is not None
+        arch = Arch(name=teacher.name, args=dict(teacher.args))
+        if teacher.checkpoint is not None:
+            path = Path(teacher.checkpoint).expanduser()
+            digest = self._hash(path)
+            if teacher.sha256 is not None and teacher.sha256.lower() != digest:
+                raise MatrixError(
+                    f"{self._loaded.where('pairs')}: {path}: sha256 is {digest}, "
+                    f"the matrix expects {teacher.sha256}"
+                )
+            return (
+                TeacherSource(architecture=arch, source="checkpoint", ref=str(path.resolve()), sha256=digest),
+                None,
+            )
+        if teacher.pretrained:
+            return TeacherSource(architecture=arch, source="pretrained", ref=teacher.name), None
+        alone = teacher_cell(spec, k)
+        assert alone is not None
+        trained = self._add(alone, cells, keep=route)
+        return TeacherSource(architecture=arch, source="cell", ref=trained.id), trained.id
+
+    def _hash(self, path: Path) -> str:
+        key = str(path)
+        if key not in self._digests:
+            try:
+                with path.open("rb") as f:
+                    self._digests[key] = hashlib.file_digest(f, "sha256").hexdigest()
+            except OSError as e:
+                where = self._loaded.where("pairs")
+                raise MatrixError(
+                    f"{where}: {path}: cannot read the teacher's checkpoint ({e.strerror or e})"
+                ) from e
+        return self._digests[key]
+
+    def _file(
+        self, spec: CellSpec, method: Mapping[str, Any], teachers: list[TeacherSource]
+    ) -> CellFile:
+        get, info = self._registry.get, self._infos[_dataset_key(spec)]
+        storage = choose_storage(spec.dataset.storage, info, spec.recipe.augment.kind)
+        described: list[dict[str, Any]] = []
+        for t in teachers:
+            if t.source == "cell":
+                described.append({"cell": t.ref})
+            else:
+                body = {"architecture": t.architecture.name, "args": t.architecture.args}
+                described.append({t.source: t.sha256 or t.ref, **body})
+        who = identity(
+            spec,
+            params=method["params"],
+            method_version=get("methods", spec.method.name).version,
+            student_version=get("architectures", spec.student.name).version,
+            dataset_revision=info.revision,
+            dataset_version=get("datasets", spec.dataset.name).version,
+            task_version=get("tasks", spec.task).version,
+            teachers=described,
+            storage=storage,
+            dataset_args=self._data_args[_dataset_key(spec)],
+        )
+        timing = spec.throughput
+        return CellFile(
+            cell_id=cell_id(who),
+            protocol=PROTOCOL,
+            identity=who,
+            labels=Labels(
+                matrix=self._loaded.matrix.name,
+                task=spec.task,
+                dataset=spec.dataset.label,
+                student=spec.student.label,
+                teacher=spec.teacher.label if teachers and spec.teacher else None,
+                method=spec.method.name,
+                variant=variant_label(spec.method),
+                recipe=spec.recipe.name,
+                role=spec.role,
+                seed=spec.seed,
+                fidelity=method["fidelity"],
+                preset=spec.method.preset,
+            ),
+            task=spec.task,
+            method=spec.method.name,
+            params=method["params"],
+            student=Arch(name=spec.student.name, args=dict(spec.student.args)),
+            teachers=teachers,
+            dataset=Data(
+                name=spec.dataset.name,
+                label=spec.dataset.label,
+                args=dict(spec.dataset.args),
+                limit_train=spec.dataset.limit_train,
+                limit_test=spec.dataset.limit_test,
+                storage=storage,
+                revision=info.revision,
+            ),
+            recipe=spec.recipe,
+            seed=spec.seed,
+            route=method["route"],
+            evaluators=list(spec.evaluators),
+            throughput=Timing(batch_sizes=list(timing.batch_sizes), rounds=timing.rounds) if timing else None,
+            disable_plugins=self._disable,
+        )
+
+    def _probe(self, cells: Sequence[PlannedCell]) -> None:
+        groups: dict[str, list[PlannedCell]] = {}
+        for cell in cells:
+            if cell.status != "not_applicable":
+                groups.setdefault(json.dumps(_probe_question(cell.file), sort_keys=True), []).append(cell)
+        answers = self._resolver.ask([json.loads(q) for q in groups])
+        for group, answer in zip(groups.values(), answers, strict=True):
+            spec = group[0].spec
+            if answer.get("error"):
+                raise MatrixError(f"{self._loaded.where(*spec.source)}: {answer['error']}")
+            for cell in group:
+                if answer.get("reason"):
+                    cell.status, cell.reason = "not_applicable", answer["reason"]
+
+    def _look(self, cell: PlannedCell) -> None:
+        """Take the cell's status from what is on disk."""
+        path = cell.folder / "result.json"
+        if path.exists():
+            try:
+                record = read_record_dict(path)
+            except KdbenchError as e:
+                cell.reason = f"its record cannot be read and is set aside: {e}"
+                return
+            cell.status = record["status"]
+            cell.reason = (record.get("error") or {}).get("message")
+            cell.stale = _stale(record, self._registry, cell.file)
+            if cell.status == "done" and not self._artifacts(cell):
+                cell.status, cell.reason = "to run", "its weights or route are needed again"
+        elif (cell.folder / "checkpoint.safetensors").exists():
+            cell.status = "interrupted"
+
+    def _artifacts(self, cell: PlannedCell) -> bool:
+        if cell.spec.role != "teacher" and not cell.file.keep_epochs:
+            return True
+        route = cell.folder / "route"
+        names = [route / f"epoch-{e:04d}.safetensors" for e in cell.file.keep_epochs]
+        return all(p.exists() for p in [cell.folder / "model.safetensors", *names])
+
+
+def _stale(record: Mapping[str, Any], registry: Registry, file: CellFile) -> bool:
+    from kdbench.registry import code_digest
+
+    seen = (record.get("plugins") or {}).get("method") or {}
+    now = code_digest(registry.get("methods", file.method).entry.target)
+    return bool(seen.get("code")) and now is not None and seen["code"] != now
+
+
+def _dataset_key(spec: CellSpec) -> str:
+    return json.dumps([spec.dataset.name, dict(spec.dataset.args)], sort_keys=True, default=str)
+
+
+def _method_key(spec: CellSpec) -> str:
+    return json.dumps([spec.method.name, spec.method.preset, dict(spec.method.params)], sort_keys=True)
+
+
+def _probe_question(file: CellFile) -> dict[str, Any]:
+    """Return the question, without what cannot matter to the answer (seed, labels, teacher cell ids)."""
+    cell = file.model_dump(mode="json")
+    cell.update(cell_id="0" * 64, identity={}, seed=0, keep_epochs=[], evaluators=[], throughput=None)
+    cell["labels"] = {**cell["labels"], "seed": 0, "matrix": "", "role": "student", "variant": "", "recipe": ""}
+    cell["labels"].update(preset=None, fidelity="")
+    for k, teacher in enumerate(cell["teachers"]):
+        if teacher["source"] == "cell":
+            teacher["ref"] = str(k)
+    return {"ask": "probe", "cell": cell}

@@ -1,0 +1,136 @@
+"""What the user sees while a matrix runs: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from kdbench.launch.plan import PlannedCell
+
+
+class Progress(Protocol):
+    """A display. Its methods are called from the parent's only thread."""
+
+    def start(self, total: int, done: int) -> None: ...
+
+    def cell_started(self, cell: PlannedCell) -> None: ...
+
+    def epoch(self, cell: PlannedCell, row: Mapping[str, Any], epochs: int) -> None: ...
+
+    def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def make_progress(*, terminal: bool | None = None) -> Progress:
+    """Return live bars for a terminal, plain lines otherwise."""
+    live = sys.stderr.isatty() if terminal is None else terminal
+    return LiveProgress() if live else PlainProgress()
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """Return loss, accuracy and speed of an epoch as text."""
+    parts = [f"loss {row['train'].get('loss', float('nan')):.3f}"]
+    for metrics in list(row.get("eval", {}).values())[:1]:
+        parts += [f"{k.split('/')[0]} top-1 {v:.2f} %" for k, v in metrics.items() if k.endswith("/top1")]
+    parts.append(f"{row['step_ms']:.0f} ms/step")
+    return ", ".join(parts)
+
+
+class Eta:
+    """Time left, from the cells that this run has finished."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.total = self.ended = 0
+
+    def text(self) -> str:
+        if not self.ended:
+            return "?"
+        seconds = (time.monotonic() - self.began) / self.ended * (self.total - self.ended)
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class PlainProgress:
+    """One line per cell that starts or ends, and at most one per cell and half minute in between."""
+
+    def __init__(self) -> None:
+        self._eta = Eta()
+        self._told: dict[str, float] = {}
+
+    def start(self, total: int, done: int) -> None:
+        self._eta.total = total
+        self.note(f"{total} cell(s) to run, {done} finished before")
+
+    def cell_started(self, cell: PlannedCell) -> None:
+        self._told[cell.id] = time.monotonic()
+        self.note(f"start  {cell.label}")
+
+    def epoch(self, cell: PlannedCell, row: Mapping[str, Any], epochs: int) -> None:
+        if time.monotonic() - self._told.get(cell.id, 0.0) < 30:
+            return
+        self._told[cell.id] = time.monotonic()
+        self.note(f"       {cell.label}: epoch {row['epoch']}/{epochs}, {describe(row)}")
+
+    def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
+        self._eta.ended += 1
+        left = f"{self._eta.ended}/{self._eta.total}, left {self._eta.text()}"
+        self.note(f"{status:6} {cell.label}: {detail} ({left})")
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Nothing to put back."""
+
+
+class LiveProgress:
+    """A bar for the matrix and a line per running cell."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=Console(stderr=True),
+        )
+        self._eta = Eta()
+        self._matrix: Any = None
+        self._cells: dict[str, Any] = {}
+
+    def start(self, total: int, done: int) -> None:
+        self._eta.total = total
+        self._bars.start()
+        self._matrix = self._bars.add_task("matrix", total=total, detail=f"{done} finished before")
+
+    def cell_started(self, cell: PlannedCell) -> None:
+        self._cells[cell.id] = self._bars.add_task(f"  {cell.label}", total=None, detail="starting")
+
+    def epoch(self, cell: PlannedCell, row: Mapping[str, Any], epochs: int) -> None:
+        if cell.id in self._cells:
+            text = f"{row['phase']}: {describe(row)}"
+            self._bars.update(self._cells[cell.id], total=epochs, completed=row["epoch"], detail=text)
+
+    def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
+        self._eta.ended += 1
+        if cell.id in self._cells:
+            self._bars.remove_task(self._cells.pop(cell.id))
+        self._bars.update(self._matrix, advance=1, detail=f"left {self._eta.text()}")
+        self.note(f"{status:6} {cell.label}: {detail}")
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        self._bars.stop()

@@ -1,0 +1,152 @@
+"""Answers that need torch, for a parent that must not import it: hyper-parameters, needs, devices.
+
+Questions go to a process of the fork server; answers about unchanged code are kept in the user's cache, so that
+planning a finished matrix starts no process at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kdbench.api import cache_dir
+from kdbench.errors import KdbenchError
+from kdbench.matrix.identity import canonical_json, cell_id
+from kdbench.registry import Registry, code_digest
+from kdbench.results.store import atomic_write_json
+
+Answer = dict[str, Any]
+
+
+class Resolver:
+    """Asks questions in batches. A question is a mapping with ``ask`` (``method``, ``probe`` or ``device``)."""
+
+    def __init__(self, registry: Registry, disable: Sequence[str] = ()) -> None:
+        self._registry, self._disable = registry, list(disable)
+        self._versions = {name: _version(name) for name in ("torch", "timm", "kdbench")}
+
+    def ask(self, questions: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Return one answer per question, in order."""
+        keys = [self._key(q) for q in questions]
+        answers = {key: _read(key) for key in keys if key is not None}
+        todo = [i for i, key in enumerate(keys) if key is None or answers.get(key) is None]
+        fresh = dict(zip(todo, self._in_process([questions[i] for i in todo]), strict=True)) if todo else {}
+        for i, answer in fresh.items():
+            key = keys[i]
+            if key is not None and answer.get("error") is None:
+                _write(key, answer)
+        return [fresh[i] if i in fresh else dict(answers[keys[i]] or {}) for i in range(len(questions))]
+
+    def _key(self, question: Mapping[str, Any]) -> str | None:
+        """Return the cache key: the question, the versions and the code that answers it; None: never kept."""
+        if question["ask"] == "device":
+            return None
+        cell = question.get("cell", {})
+        if any(t["source"] == "checkpoint" for t in cell.get("teachers", ())):
+            return None
+        names = [("methods", question.get("name") or cell.get("method"))]
+        if cell:
+            names += [("architectures", cell["student"]["name"]), ("datasets", cell["dataset"]["name"])]
+            names += [("architectures", t["architecture"]["name"]) for t in cell["teachers"]]
+            names += [("tasks", cell["task"])]
+        code = {f"{kind}:{n}": code_digest(self._registry.get(kind, n).entry.target) for kind, n in names}
+        facts = {
+            "question": question,
+            "versions": self._versions,
+            "core": code_digest("kdbench.engine"),
+            "code": code,
+        }
+        return cell_id(json.loads(canonical_json(facts)))
+
+    def _in_process(self, questions: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        from kdbench.launch.server import context
+
+        ctx = context()
+        ours, theirs = ctx.Pipe()
+        process = ctx.Process(target=answer_all, args=(theirs, self._disable, [dict(q) for q in questions]))
+        process.start()
+        theirs.close()
+        try:
+            answers = ours.recv()
+        except EOFError:
+            answers = None
+        process.join()
+        if answers is None:
+            raise KdbenchError(
+                f"the planning process ended with code {process.exitcode}; "
+                "a plug-in may crash at import: try --disable-plugin"
+            )
+        if isinstance(answers, str):
+            raise KdbenchError(answers)
+        return list(answers)
+
+
+def answer_all(connection: Any, disable: list[str], questions: list[dict[str, Any]]) -> None:
+    """Entry of the planning process."""
+    import os
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        registry = Registry.load(disable=disable)
+        result: Any = [_answer(registry, q) for q in questions]
+    except KdbenchError as e:
+        result = str(e)
+    except Exception as e:
+        result = f"planning failed: {type(e).__name__}: {e}"
+    connection.send(result)
+    connection.close()
+    os._exit(0)
+
+
+def _answer(registry: Registry, question: dict[str, Any]) -> Answer:
+    from kdbench.engine.cellspec import CellFile
+    from kdbench.engine.probe import check_device, probe, resolve_method
+
+    if question["ask"] == "device":
+        import torch
+
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = question["device"]
+        if device == "auto":
+            device = "cuda" if gpus else "cpu"
+        problems = [check_device(device, p) for p in question["precisions"]]
+        return {"device": device, "gpus": gpus, "error": next((p for p in problems if p), None)}
+    if question["ask"] == "method":
+        return asdict(resolve_method(registry, question["name"], question["preset"], question["params"]))
+    try:
+        return asdict(probe(registry, CellFile.model_validate(question["cell"])))
+    except Exception as e:
+        reason = f"{type(e).__name__}: {e}".splitlines()[0][:300]
+        return {"error": f"method '{question['cell']['method']}' fails in setup: {reason}"}
+
+
+def _path(key: str) -> Path:
+    return Path(cache_dir("resolve")) / f"{key}.json"
+
+
+def _read(key: str) -> Answer | None:
+    try:
+        answer = json.loads(_path(key).read_text())
+    except (OSError, ValueError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _write(key: str, answer: Answer) -> None:
+    try:
+        _path(key).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(_path(key), answer)
+    except OSError:
+        pass  # a cache that cannot be written costs time, not results
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,19 @@
+"""The fork server that workers and probes come from."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing.context import ForkServerContext
+
+
+def context() -> ForkServerContext:
+    """Return a multiprocessing context whose processes have torch and timm already imported.
+
+    The server itself never runs a torch operation, so forking it is safe, also before CUDA is used.
+    """
+    # a thread pool per worker would oversubscribe the cores; a worker sets its own number of threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    ctx = multiprocessing.get_context("forkserver")
+    ctx.set_forkserver_preload(["kdbench.launch.preload"])
+    return ctx

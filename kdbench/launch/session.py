@@ -1,0 +1,243 @@
+"""One invocation of ``kdbench run-matrix``: from the plan to the records, the sinks and the board."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import KdbenchError
+from kdbench.hooks import Job
+from kdbench.launch.failure import failure_record, write_failure
+from kdbench.launch.locks import FileLock
+from kdbench.launch.mirror import Mirrors
+from kdbench.launch.plan import Plan, PlannedCell
+from kdbench.launch.progress import Progress
+from kdbench.launch.resolve import Resolver
+from kdbench.registry import Registry
+from kdbench.results.store import atomic_write_json, read_record_dict, write_record
+
+#: Statuses that ``--rerun failed`` takes up again.
+FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
+#: Statuses of cells that are run without being asked for.
+OPEN = frozenset({"to run", "interrupted"})
+
+
+@dataclass
+class Options:
+    """How a matrix is run."""
+
+    launcher: str = "local"
+    workers: int | None = None
+    device: str = "auto"
+    sinks: tuple[str, ...] = ("mlflow",)
+    tracking_uri: str | None = None
+    rerun: str | None = None
+    disable: tuple[str, ...] = ()
+    only_teachers: bool = False
+
+
+class Session:
+    """Runs the open cells of a plan."""
+
+    def __init__(self, registry: Registry, plan: Plan, options: Options, progress: Progress) -> None:
+        self._registry, self._plan, self._options, self._progress = registry, plan, options, progress
+        self._cells = {c.id: c for c in plan.cells}
+        self._mirrors = Mirrors(
+            registry, options.sinks, progress.note, f"kdbench sync {plan.matrix.matrix.name}"
+        )
+        self._stops = 0
+
+    def open_cells(self) -> list[PlannedCell]:
+        """Return the cells that this invocation runs."""
+        wanted = set(OPEN)
+        if self._options.rerun == "failed":
+            wanted |= FAILED
+        chosen = [c for c in self._plan.cells if c.status in wanted]
+        if self._options.rerun == "all":
+            chosen = [c for c in self._plan.cells if c.status != "not_applicable"]
+        if self._options.rerun == "changed":
+            chosen = [c for c in self._plan.cells if c.status in wanted or c.stale]
+        if self._options.only_teachers:
+            chosen = [c for c in chosen if any(c.id in other.after for other in self._plan.cells)]
+        ids = {c.id for c in chosen}
+        # a cell that failed for want of its teacher is open again once that teacher is
+        for cell in self._plan.cells:
+            if self._options.only_teachers:
+                break
+            again = cell.status in FAILED and any(a in ids for a in cell.after)
+            if again and cell.id not in ids:
+                chosen.append(cell)
+                ids.add(cell.id)
+        return chosen
+
+    def run(self) -> bool:
+        """Run the open cells. Returns whether the run was interrupted."""
+        folder = self._plan.run.path
+        cells = self.open_cells()
+        device, gpus = self._devices(cells)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+        except OSError as e:
+            raise KdbenchError(f"{folder}: cannot write the run folder ({e.strerror})") from e
+        if not lock.try_exclusive():
+            raise KdbenchError(f"{folder}: another kdbench is running this matrix")
+        try:
+            self._write_matrix()
+            jobs = [self._prepare(c, device, gpus) for c in cells]
+            self._mirrors.open(self._facts(), self._options.tracking_uri)
+            self._note_not_applicable()
+            self._fire("kdbench_matrix_started", plan=self._facts())
+            done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
+            self._progress.start(len(cells), done)
+            with self._signals():
+                self._launch(jobs, gpus)
+            self._mirrors.close("KILLED" if self._stops else "FINISHED")
+            self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
+        finally:
+            self._progress.stop()
+            lock.close()
+        return self._stops > 0
+
+    def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
+        question = {
+            "ask": "device",
+            "device": self._options.device,
+            "precisions": sorted({c.file.recipe.precision for c in cells}),
+        }
+        answer = Resolver(self._registry, self._options.disable).ask([question])[0]
+        if answer["error"]:
+            raise KdbenchError(answer["error"])
+        gpus = answer["gpus"] if answer["device"] == "cuda" else 0
+        return answer["device"], gpus
+
+    def _prepare(self, cell: PlannedCell, device: str, gpus: int) -> Job:
+        cell.file.device = device
+        cell.file.threads = None if gpus else 1
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        if cell.status not in OPEN or (cell.folder / "result.json").exists():
+            _set_aside(cell, keep_done=cell.status in OPEN)
+        atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
+        recipe = cell.file.recipe
+        return Job(
+            cell_id=cell.id,
+            folder=cell.folder,
+            label=cell.label,
+            after=tuple(a for a in cell.after if self._cells[a].status != "done"),
+            timeout_s=cell.spec.timeout_s,
+            cost=float(recipe.epochs * (1 + len(cell.file.teachers))),
+        )
+
+    def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
+        workers = self._options.workers or gpus or len(os.sched_getaffinity(0))
+        entry = self._registry.get("launchers", self._options.launcher)
+        launcher = entry.load()({"workers": max(1, min(workers, len(jobs))), "gpus": gpus})
+        launcher.run(jobs, self._on_event, lambda: self._stops)
+
+    def _on_event(self, event: Mapping[str, Any]) -> None:
+        cell = self._cells[event["cell_id"]]
+        kind = event["event"]
+        facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
+        if kind == "started":
+            self._progress.cell_started(cell)
+            self._fire("kdbench_cell_started", cell=facts)
+        elif kind == "epoch":
+            self._progress.epoch(cell, event["row"], cell.file.recipe.epochs)
+            self._fire("kdbench_epoch_finished", cell=facts, epoch=event["row"])
+        elif kind == "interrupted":
+            cell.status = "interrupted"
+            self._progress.cell_ended(cell, "cut", "saved; the same command resumes it")
+        elif kind in ("finished", "died"):
+            if kind == "died":
+                write_failure(cell.folder, event["status"], event["message"])
+            record = read_record_dict(cell.folder / "result.json")
+            cell.status = record["status"]
+            cell.reason = (record.get("error") or {}).get("message")
+            self._progress.cell_ended(cell, cell.status, _outcome(record))
+            self._mirrors.write(record, cell.folder)
+            self._fire("kdbench_cell_finished", cell=facts, record=record)
+
+    def _note_not_applicable(self) -> None:
+        """Leave a record of cells that cannot be, so that a board shows them with the reason."""
+        for cell in self._plan.cells:
+            if cell.status != "not_applicable":
+                continue
+            path = cell.folder / "result.json"
+            if path.exists() and read_record_dict(path)["status"] == "not_applicable":
+                continue
+            content = cell.file.model_dump(mode="json")
+            record = failure_record(content, "not_applicable", cell.reason or "", type_="NotApplicable")
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            atomic_write_json(cell.folder / "cell.json", content)
+            write_record(cell.folder, record)
+            self._mirrors.write(record.model_dump(mode="json"), cell.folder)
+
+    def _write_matrix(self) -> None:
+        matrix = self._plan.matrix.matrix
+        facts = {
+            "name": matrix.name,
+            "title": matrix.title,
+            "description": matrix.description,
+            "sha256": self._plan.matrix.text_sha256,
+        }
+        atomic_write_json(self._plan.run.path / "matrix.json", facts)
+
+    def _facts(self) -> dict[str, Any]:
+        matrix = self._plan.matrix.matrix
+        cells = [{"cell_id": c.id, "status": c.status, "label": c.label} for c in self._plan.cells]
+        return {"name": matrix.name, "title": matrix.title, "cells": cells}
+
+    def _fire(self, hook: str, **arguments: Any) -> None:
+        for warning in self._registry.fire(hook, **arguments):
+            self._progress.note(f"warning: {warning}")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def ask(number: int, frame: Any) -> None:
+            self._stops += 1
+            text = "stopping: running cells save their state (once more to kill them)"
+            self._progress.note(text if self._stops == 1 else "killing the workers")
+
+        old: dict[int, Callable[..., Any] | int | None] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def _outcome(record: Mapping[str, Any]) -> str:
+    if record["status"] != "done":
+        return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
+    last = record["deployables"][record["primary"]]["last"]
+    return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")
+
+
+def _set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
+    """Move an earlier result out of the way; nothing is ever overwritten."""
+    path = cell.folder / "result.json"
+    if path.exists():
+        done = False
+        try:
+            done = json.loads(path.read_text()).get("status") == "done"
+        except ValueError:
+            pass
+        if done and keep_done:
+            return
+        previous = cell.folder / "previous"
+        previous.mkdir(exist_ok=True)
+        path.rename(previous / f"result-{len(list(previous.iterdir())) + 1}.json")
+    # a cell that was killed or ran out of memory or time goes on where it was; a result that is made anew,
+    # or that failed by its own code, starts from nothing
+    if cell.status in ("done", "failed", "diverged"):
+        (cell.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+
+

@@ -1,0 +1,148 @@
+"""The worker: runs one cell in this process and leaves exactly one record, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+#: Exit codes of a worker process.
+DONE, FAILED, NO_SPACE, INTERRUPTED = 0, 1, 3, 130
+
+
+def run_folder(
+    folder: Path,
+    report: Callable[[Mapping[str, Any]], None],
+    stop: threading.Event,
+) -> int:
+    """Run the cell in `folder`. Returns an exit code; the record is on disk unless it was interrupted."""
+    import torch
+
+    from kdbench.engine.cell import CellTrainer, now, read_cell
+    from kdbench.engine.loop import Diverged, Interrupted
+    from kdbench.launch.failure import write_failure
+    from kdbench.launch.locks import FileLock
+    from kdbench.protocol.types import NotApplicable
+    from kdbench.registry import Registry
+
+    lock = FileLock(folder / ".lock")
+    lock.exclusive()  # a worker of a killed parent may still be on its way out
+    started = now()
+    cell = read_cell(folder)
+    if cell.threads is not None:
+        torch.set_num_threads(cell.threads)
+    report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
+
+    def failed(status: Any, e: BaseException, *, trace: bool = True) -> int:
+        text = str(e) or type(e).__name__
+        write_failure(
+            folder,
+            status,
+            text,
+            type_=type(e).__name__,
+            traceback=traceback.format_exc() if trace else None,
+            started_at=started,
+        )
+        return FAILED
+
+    try:
+        registry = Registry.load(disable=cell.disable_plugins)
+        CellTrainer(folder, registry, _Hooks(folder, cell.device, cell.cell_id, report, stop)).run()
+    except Interrupted:
+        return INTERRUPTED
+    except NotApplicable as e:
+        return failed("not_applicable", e, trace=False)
+    except Diverged as e:
+        return failed("diverged", e, trace=False)
+    except (MemoryError, torch.OutOfMemoryError) as e:
+        return failed("oom", e)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            report({"event": "no_space", "cell_id": cell.cell_id, "message": f"{e.filename}: {e.strerror}"})
+            return NO_SPACE
+        return failed("failed", e)
+    except Exception as e:
+        out_of_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
+        return failed("oom" if out_of_memory else "failed", e)
+    finally:
+        lock.close()
+    return DONE
+
+
+class _Hooks:
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        cell_id: str,
+        report: Callable[[Mapping[str, Any]], None],
+        stop: threading.Event,
+    ) -> None:
+        from kdbench.launch.locks import Turnstile
+
+        self._turnstile = Turnstile(folder.parent.parent, device)
+        self._cell_id, self._report, self._stop = cell_id, report, stop
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        self._report({"event": "epoch", "cell_id": self._cell_id, "row": row})
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set()
+
+    def gate(self) -> None:
+        self._turnstile.gate()
+
+    def alone(self) -> Any:
+        return self._turnstile.alone()
+
+
+def child(folder: str, connection: Any, environment: Mapping[str, str]) -> None:
+    """Entry of a worker process: own session, output to the cell's log, ends when its parent does."""
+    os.setsid()
+    os.environ.update(environment)
+    where = Path(folder)
+    _redirect(where / "log.txt")
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    send_lock = threading.Lock()
+
+    def report(event: Mapping[str, Any]) -> None:
+        with send_lock, contextlib.suppress(OSError):
+            connection.send(dict(event))
+
+    def watch() -> None:
+        while True:
+            try:
+                word = connection.recv()
+            except (EOFError, OSError):
+                os._exit(FAILED)  # the parent is gone: what is on disk is whole, and nobody wants the rest
+            if word == "stop":
+                stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        code = run_folder(where, report, stop)
+    except BaseException:
+        traceback.print_exc()
+        code = FAILED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _redirect(log: Path) -> None:
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)

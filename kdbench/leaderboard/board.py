@@ -1,0 +1,100 @@
+"""A board: rows, tables and the cells that did not finish, ready to be written in any format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kdbench.errors import RecordError
+from kdbench.leaderboard.gap import relate
+from kdbench.leaderboard.rows import Row, Setting, make_rows, primary
+from kdbench.leaderboard.sections import Section, make_sections
+from kdbench.leaderboard.text import clean, first_line
+
+if TYPE_CHECKING:
+    from kdbench.results.schema import Record
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A cell without a result, and why."""
+
+    status: str
+    variant: str
+    pair: str
+    dataset: str
+    seed: int
+    message: str
+
+
+@dataclass
+class Board:
+    """All that the pages show."""
+
+    title: str
+    description: str
+    rows: list[Row]
+    sections: list[Section]
+    unfinished: list[Unfinished]
+    statuses: list[tuple[str, int]]
+
+
+def make_board(records: Sequence[Record], *, title: str, description: str = "") -> Board:
+    """Make a board; it depends on the set of records, not on their order.
+
+    Raises RecordError when two records have one cell id.
+    """
+    ids = Counter(r.cell_id for r in records)
+    twice = sorted(cell_id for cell_id, n in ids.items() if n > 1)
+    if twice:
+        raise RecordError(f"cell {twice[0]}: more than one record")
+    rows = make_rows(records)
+    relate(rows)
+    statuses = sorted(Counter(str(r.status) for r in records).items())
+    return Board(title, description, rows, make_sections(rows), _unfinished(rows), statuses)
+
+
+def pair(row: Row) -> str:
+    """Return the pair of a row, ``teacher → student`` or the student alone."""
+    teacher = row.labels.teacher
+    return f"{teacher} → {row.labels.student}" if teacher else row.labels.student
+
+
+def setting_facts(setting: Setting) -> list[tuple[str, str]]:
+    """Return what the records of a table share, as (name, value)."""
+    version = f" {setting.task_version}" if setting.task_version else ""
+    facts = [
+        ("task", f"{setting.task}{version}"),
+        ("data set", setting.dataset),
+        ("revision", setting.revision or "unknown"),
+    ]
+    if setting.dataset_args:
+        facts.append(("data set arguments", setting.dataset_args))
+    for name, value in (("training", setting.limit_train), ("test", setting.limit_test)):
+        if value:
+            facts.append((f"{name} subset", f"{value} images"))
+    facts += [
+        ("recipe", f"{setting.recipe} ({setting.recipe_digest})"),
+        ("protocol", str(setting.protocol)),
+    ]
+    return [(name, clean(value, 80)) for name, value in facts]
+
+
+def _unfinished(rows: Sequence[Row]) -> list[Unfinished]:
+    found = []
+    for row in rows:
+        for record in row.records:
+            if primary(record) is not None:
+                continue
+            labels = record.labels
+            message = "the record holds no evaluated network"
+            if record.error is not None:
+                message = first_line(record.error.message) or clean(record.error.type)
+            elif record.status != "done":
+                message = "no reason recorded"
+            found.append(
+                Unfinished(record.status, labels.variant, pair(row), labels.dataset, labels.seed, message)
+            )
+    return sorted(found, key=lambda u: (u.status, u.dataset, u.pair, u.variant, u.seed, u.message))

@@ -1,0 +1,55 @@
+"""From records to the files of a board."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdbench.results.schema import Record
+
+
+def render_board(records: Iterable[Record], *, title: str, description: str = "") -> dict[str, bytes]:
+    """Return the files of a board, name to content; equal sets of records give equal bytes.
+
+    Raises RecordError when two records have one cell id.
+    """
+    from kdbench.leaderboard.board import make_board
+    from kdbench.leaderboard.csv_file import render_csv
+    from kdbench.leaderboard.html_page import render_html
+    from kdbench.leaderboard.markdown_page import render_markdown
+
+    board = make_board(list(records), title=title, description=description)
+    return {
+        "leaderboard.csv": render_csv(board).encode(),
+        "README.md": render_markdown(board).encode(),
+        "index.html": render_html(board).encode(),
+    }
+
+
+def build_board(
+    records: Iterable[Mapping[str, Any] | Record],
+    out: str | Path,
+    *,
+    title: str | None = None,
+    description: str | None = None,
+) -> list[Path]:
+    """Write ``leaderboard.csv``, ``README.md`` and ``index.html`` into the folder `out`, made if needed.
+
+    Records are mappings, which are validated, or records. `title` defaults to the folder's name. Returns the
+    paths. Raises RecordError for a record that is not valid or twice there, OSError.
+    """
+    from kdbench.results.schema import Record
+    from kdbench.results.store import atomic_write_bytes, validate_record
+
+    out = Path(out)
+    valid = [
+        r if isinstance(r, Record) else validate_record(r, f"record {str(r.get('cell_id'))[:12]}")
+        for r in records
+    ]
+    files = render_board(valid, title=title or out.resolve().name, description=description or "")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        atomic_write_bytes(out / name, content)
+    return [out / name for name in files]

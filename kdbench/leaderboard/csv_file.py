@@ -1,0 +1,78 @@
+"""``leaderboard.csv``: every row of a board once, for programs. Empty cells are null."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+
+from kdbench.leaderboard.board import Board
+from kdbench.leaderboard.rows import Row
+from kdbench.leaderboard.text import spreadsheet
+
+
+def _fixed(value: float | None) -> str:
+    return "" if value is None else f"{value + 0.0:.4f}"
+
+
+def _whole(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+_TEXTS: dict[str, Callable[[Row], object]] = {
+    "task": lambda r: r.setting.task,
+    "task_version": lambda r: r.setting.task_version,
+    "dataset": lambda r: r.setting.dataset,
+    "dataset_args_digest": lambda r: r.setting.dataset_args,
+    "dataset_revision": lambda r: r.setting.revision,
+    "limit_train": lambda r: r.setting.limit_train,
+    "limit_test": lambda r: r.setting.limit_test,
+    "recipe": lambda r: r.setting.recipe,
+    "recipe_digest": lambda r: r.setting.recipe_digest,
+    "protocol": lambda r: r.setting.protocol,
+    "role": lambda r: r.labels.role,
+    "teacher": lambda r: r.labels.teacher or "",
+    "student": lambda r: r.labels.student,
+    "method": lambda r: r.labels.method,
+    "variant": lambda r: r.labels.variant,
+    "fidelity": lambda r: r.labels.fidelity,
+    "preset": lambda r: r.labels.preset or "",
+    "config": lambda r: r.config,
+    "hardware": lambda r: "; ".join(r.hardware),
+    "precision": lambda r: "; ".join(r.precision),
+    "plugin": lambda r: "; ".join(r.plugins),
+    "baseline": lambda r: r.baseline.labels.variant if r.baseline is not None else "",
+}
+_NUMBERS: dict[str, Callable[[Row], str]] = {
+    "n_done": lambda r: str(len(r.done)),
+    "n_planned": lambda r: str(len(r.records)),
+    "last_top1_mean": lambda r: _fixed(r.last.mean),
+    "last_top1_sd": lambda r: _fixed(r.last.sd),
+    "last_top1_ci95_low": lambda r: _fixed(r.last.ci95_low),
+    "last_top1_ci95_high": lambda r: _fixed(r.last.ci95_high),
+    "best_val_top1_mean": lambda r: _fixed(r.best_val),
+    "best_test_oracle_top1_mean": lambda r: _fixed(r.best_test),
+    "teacher_top1": lambda r: _fixed(r.teacher_top1),
+    "gap_closed": lambda r: _fixed(r.gap_closed),
+    "infer_images_per_s_b64": lambda r: _fixed(r.infer_images_per_s),
+    "latency_ms_p50_b1": lambda r: _fixed(r.latency_ms),
+    "train_images_per_s": lambda r: _fixed(r.cost("train_images_per_s")),
+    "step_ms": lambda r: _fixed(r.cost("step_ms")),
+    "step_relative_to_baseline": lambda r: _fixed(r.relative_step),
+    "teacher_share": lambda r: _fixed(r.cost("teacher_share")),
+    "extra_params": lambda r: _whole(r.extra_params),
+    "device_hours": lambda r: _fixed(r.device_hours),
+    "params": lambda r: _whole(r.params),
+    "macs": lambda r: _whole(r.macs),
+}
+
+
+def render_csv(board: Board) -> str:
+    """Return the file's text: comma-separated, quoted as needed, ``\\n`` line ends."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*_TEXTS, *_NUMBERS])
+    for row in board.rows:
+        texts = [spreadsheet(get(row)) for get in _TEXTS.values()]
+        writer.writerow([*texts, *(get(row) for get in _NUMBERS.values())])
+    return out.getvalue()

@@ -1,0 +1,166 @@
+"""Board folders: ``leaderboards/<board>`` with ``records/*.json``, ``board.yaml`` and the generated files."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdbench.errors import KdbenchError, RecordError, did_you_mean
+from kdbench.leaderboard.build import build_board, render_board
+from kdbench.leaderboard.rows import part
+from kdbench.results.store import RESULT, RunFolder, atomic_write_bytes, parse_record, read_limited
+
+if TYPE_CHECKING:
+    from kdbench.results.schema import Record
+
+_RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
+_KEYS = {"title": 200, "description": 2000}
+
+
+@dataclass(frozen=True)
+class BoardInfo:
+    """Content of ``board.yaml``."""
+
+    title: str
+    description: str = ""
+
+
+def read_info(folder: Path) -> BoardInfo:
+    """Return ``board.yaml``, or the folder's name as the title where there is none. Raises KdbenchError."""
+    path = folder / "board.yaml"
+    if not path.exists():
+        return BoardInfo(folder.resolve().name)
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_limited(path, 64 * 1024).decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise KdbenchError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(content, dict):
+        raise KdbenchError(f"{path}: expected the keys {' and '.join(_KEYS)}")
+    for key, value in content.items():
+        if key not in _KEYS:
+            raise KdbenchError(f"{path}: unknown key {key!r:.60}{did_you_mean(str(key), _KEYS)}")
+        if not isinstance(value, str) or len(value) > _KEYS[key]:
+            raise KdbenchError(f"{path}: {key}: expected a text of at most {_KEYS[key]} characters")
+    return BoardInfo(content.get("title") or folder.resolve().name, content.get("description", ""))
+
+
+def read_records(folder: Path, problems: list[str] | None = None) -> list[Record]:
+    """Read and validate ``records/*.json`` in the order of names.
+
+    Each problem is appended to `problems`; without that list the first one is raised as RecordError.
+    """
+    found: list[Record] = []
+    records = folder / "records"
+    names = sorted(os.listdir(records)) if records.is_dir() else []
+    for name in names:
+        try:
+            found.append(_read_one(records / name))
+        except RecordError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    return found
+
+
+def _read_one(path: Path) -> Record:
+    if not _RECORD_NAME.match(path.name):
+        raise RecordError(f"{path}: expected a record named <cell id>.json")
+    # A link in somebody's pull request could point anywhere on the machine that checks it.
+    if path.is_symlink():
+        raise RecordError(f"{path}: is a link, expected a file")
+    record = parse_record(read_limited(path), path)
+    if f"{record.cell_id}.json" != path.name:
+        raise RecordError(f"{path}: cell_id is {record.cell_id[:12]}..., not the name of the file")
+    _check_identity(record, path)
+    return record
+
+
+def _check_identity(record: Record, path: Path) -> None:
+    """The identity is what the cell id vouches for, so what tables show must not contradict it."""
+    from kdbench.matrix.identity import cell_id
+
+    if cell_id(record.identity) != record.cell_id:
+        raise RecordError(f"{path}: cell_id is not the sha256 of the identity")
+    identity = record.identity
+    said = (record.protocol, record.labels.seed, record.labels.method)
+    meant = (identity.get("protocol"), identity.get("seed"), part(record, "method").get("name"))
+    if said != meant:
+        raise RecordError(f"{path}: protocol, seed and method are not those of the identity")
+
+
+def copy_records(run_folder: Path, board: Path) -> int:
+    """Copy the records of a run folder to ``records/<cell id>.json``; return how many. Raises RecordError."""
+    run = RunFolder(run_folder)
+    folders = run.cell_folders()
+    if not folders:
+        raise RecordError(f"{run.path}: holds no records (expected cells/<cell id>/{RESULT})")
+    contents: dict[str, bytes] = {}
+    for cell in folders:
+        path = cell / RESULT
+        data = read_limited(path)
+        record = parse_record(data, path)
+        if record.cell_id != cell.name:
+            raise RecordError(f"{path}: cell_id is not the name of the folder")
+        _check_identity(record, path)
+        contents[record.cell_id] = data
+    (board / "records").mkdir(parents=True, exist_ok=True)
+    for cell_id, data in contents.items():
+        atomic_write_bytes(board / "records" / f"{cell_id}.json", data)
+    return len(contents)
+
+
+def build_folder(folder: Path) -> int:
+    """Build a board from its records; return how many there are. Raises KdbenchError, OSError."""
+    records = read_records(folder)
+    if not records:
+        raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
+    info = read_info(folder)
+    build_board(records, folder, title=info.title, description=info.description)
+    return len(records)
+
+
+def check_folder(folder: Path) -> list[str]:
+    """Return a line for each invalid record and each file that is not what the records give."""
+    problems: list[str] = []
+    records = read_records(folder, problems)
+    if not records and not problems:
+        return [f"{folder}: holds no records (expected records/<cell id>.json)"]
+    if problems:
+        return problems
+    try:
+        info = read_info(folder)
+        expected = render_board(records, title=info.title, description=info.description)
+    except KdbenchError as error:
+        return [str(error)]
+    for name, content in expected.items():
+        path = folder / name
+        try:
+            found = path.read_bytes()
+        except FileNotFoundError:
+            problems.append(f"{path}: missing; run `kdbench leaderboard build {folder}`")
+            continue
+        if found != content:
+            problems.append(
+                f"{path}: line {_first_difference(found, content)} is not what the records give; "
+                f"run `kdbench leaderboard build {folder}`"
+            )
+    return problems
+
+
+def _first_difference(a: bytes, b: bytes) -> int:
+    """Number of the first line that differs, from 1."""
+    left, right = a.split(b"\n"), b.split(b"\n")
+    pairs = zip(left, right, strict=False)
+    return next((n for n, (x, y) in enumerate(pairs, 1) if x != y), min(len(left), len(right)) + 1)
+
+
+def board_folders(root: Path) -> list[Path]:
+    """Return the folders under `root` that have records, sorted."""
+    if not root.is_dir():
+        return []
+    return sorted(p for p in root.iterdir() if (p / "records").is_dir())

@@ -1,0 +1,97 @@
+"""The baseline of a row, and what is told relative to it.
+
+Gap closed = (student - baseline) / (teacher - baseline), with top-1 after the last epoch as the mean over the
+row's seeds. The baseline is the same student in the same setting trained alone. No method is known by name:
+the baseline is recognised by having no teacher and no extra parameters; among several such rows it is the one
+whose method also trained a teacher that the board's records refer to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kdbench.leaderboard.rows import Row, part, top1, uses_teacher
+from kdbench.stats import summarise
+
+
+def relate(rows: Sequence[Row]) -> None:
+    """Set baseline, gap closed and relative step time of every student row."""
+    alone = _methods_of_teachers(rows)
+    candidates: dict[Any, list[Row]] = {}
+    for row in rows:
+        if _trained_alone(row):
+            candidates.setdefault((row.setting, row.student_key), []).append(row)
+    for key, found in candidates.items():
+        candidates[key] = _choose(found, alone)
+    for row in rows:
+        if row.labels.role == "student":
+            chosen = candidates.get((row.setting, row.student_key))
+            row.baseline = chosen[0] if chosen else None
+            row.gap_closed = gap_closed(row)
+            row.relative_step = _relative_step(row)
+
+
+def gap_closed(row: Row) -> float | None:
+    """Return the share of the gap that the row's method closes.
+
+    None when a cell of the row is not done, when the baseline lacks one of the row's seeds, or when the
+    teacher does not beat the baseline.
+    """
+    base, teacher = row.baseline, row.teacher_top1
+    if base is None or base is row or teacher is None or row.last.mean is None:
+        return None
+    by_seed = {r.labels.seed: top1(r) for r in base.records}
+    mean = summarise([by_seed.get(r.labels.seed) for r in row.records]).mean
+    if mean is None or teacher <= mean:
+        return None
+    return (row.last.mean - mean) / (teacher - mean)
+
+
+def _methods_of_teachers(rows: Sequence[Row]) -> set[str]:
+    used = {t.ref for row in rows for r in row.records for t in r.teachers if t.source == "cell"}
+    for row in rows:
+        teachers = row.records[0].identity.get("teachers")
+        for teacher in teachers if isinstance(teachers, list) else ():
+            if isinstance(teacher, dict) and isinstance(teacher.get("cell"), str):
+                used.add(teacher["cell"])
+    return {
+        row.labels.method
+        for row in rows
+        if row.labels.role == "teacher" or any(r.cell_id in used for r in row.records)
+    }
+
+
+def _trained_alone(row: Row) -> bool:
+    if row.labels.role != "student" or any(map(uses_teacher, row.records)):
+        return False
+    # A method that needs a teacher and has none leaves only records that say so.
+    return not row.extra_params and any(r.status != "not_applicable" for r in row.records)
+
+
+def _choose(found: list[Row], alone: set[str]) -> list[Row]:
+    """Return the baseline as a list of one, or nothing where it is not clear which row is the baseline."""
+    named = [r for r in found if r.labels.method in alone]
+    if named:
+        found = named
+    else:
+        found = [r for r in found if r.done] or found
+        fewest = min(_n_params(r) for r in found)
+        found = [r for r in found if _n_params(r) == fewest]
+    if len({r.labels.method for r in found}) > 1:
+        return []
+    return sorted(found, key=lambda r: (-len(r.done), _n_params(r), r.labels.variant, r.config))[:1]
+
+
+def _n_params(row: Row) -> int:
+    params = part(row.records[0], "method").get("params")
+    return len(params) if isinstance(params, dict) else 0
+
+
+def _relative_step(row: Row) -> float | None:
+    base = row.baseline
+    if base is None:
+        return None
+    comparable = row.hardware == base.hardware and len(row.hardware) == 1 and row.precision == base.precision
+    ours, theirs = row.cost("step_ms"), base.cost("step_ms")
+    return ours / theirs if comparable and ours is not None and theirs else None

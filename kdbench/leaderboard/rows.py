@@ -1,0 +1,240 @@
+"""Records to rows: the cells that differ by seed only are one row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from kdbench.stats import Summary, summarise
+
+if TYPE_CHECKING:
+    from kdbench.results.schema import Cost, Deployable, Record
+
+INFER_BATCH = "64"
+LATENCY_BATCH = "1"
+
+
+def digest(value: Any, length: int = 8) -> str:
+    """Return the first hexadecimal digits of the sha256 of `value`'s canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What records must share to stand in one ranking table."""
+
+    task: str
+    task_version: str
+    dataset: str
+    dataset_args: str
+    revision: str
+    limit_train: str
+    limit_test: str
+    recipe: str
+    recipe_digest: str
+    protocol: int
+
+
+@dataclass
+class Row:
+    """One method on one pair in one setting; `records` are its seeds.
+
+    Attributes:
+        student_key, teacher_key: label and digest, so that equal labels of different things stay apart.
+        config: digest of all that the seeds share.
+        gap_closed: see :mod:`kdbench.leaderboard.gap`; a fraction, 1 is the teacher.
+        relative_step: median step time over the baseline's, on equal hardware.
+    """
+
+    setting: Setting
+    student_key: tuple[str, str]
+    teacher_key: tuple[str, str]
+    config: str
+    records: list[Record]
+    gap_closed: float | None = None
+    relative_step: float | None = None
+    baseline: Row | None = field(default=None, repr=False)
+
+    @property
+    def labels(self) -> Any:
+        """Labels of the first seed."""
+        return self.records[0].labels
+
+    @cached_property
+    def done(self) -> list[Record]:
+        """The seeds that finished with an evaluated network."""
+        return [r for r in self.records if primary(r) is not None]
+
+    @cached_property
+    def last(self) -> Summary:
+        """Top-1 after the last epoch in percent, over all planned seeds."""
+        return summarise([top1(r) for r in self.records])
+
+    @cached_property
+    def best_val(self) -> float | None:
+        """Mean test top-1 at the epoch that is best on validation."""
+        nets = [primary(r) for r in self.records]
+        return summarise([n.best_val.top1 if n and n.best_val else None for n in nets]).mean
+
+    @cached_property
+    def best_test(self) -> float | None:
+        """Mean test top-1 at the epoch that is best on test: an oracle."""
+        nets = [primary(r) for r in self.records]
+        return summarise([n.best_test.top1 if n and n.best_test else None for n in nets]).mean
+
+    @cached_property
+    def teacher_top1(self) -> float | None:
+        """Mean top-1 of the teachers used, in percent."""
+        means = []
+        for record in self.done:
+            values = [t.top1 for t in record.teachers]
+            if not values or None in values:
+                return None
+            means.append(statistics.fmean(sorted(v for v in values if v is not None)))
+        return statistics.fmean(sorted(means)) if means else None
+
+    @cached_property
+    def infer_images_per_s(self) -> float | None:
+        """Median over seeds, batch 64."""
+        return _median(s.images_per_s for r in self.done if (s := speed(r, INFER_BATCH)))
+
+    @cached_property
+    def latency_ms(self) -> float | None:
+        """Median over seeds of the p50 latency, batch 1."""
+        return _median(s.latency_ms_p50 for r in self.done if (s := speed(r, LATENCY_BATCH)))
+
+    def cost(self, name: str) -> float | None:
+        """Median over seeds of a field of the training cost."""
+        return _median(v for c in self._costs if (v := getattr(c, name)) is not None)
+
+    @cached_property
+    def _costs(self) -> list[Cost]:
+        return [r.cost for r in self.done if r.cost is not None]
+
+    @cached_property
+    def extra_params(self) -> int | None:
+        """Parameters that exist only during training."""
+        return max((c.extra_params for c in self._costs), default=None)
+
+    @cached_property
+    def device_hours(self) -> float | None:
+        """Sum over the finished seeds."""
+        hours = sorted(c.device_hours for c in self._costs)
+        return sum(hours) if hours else None
+
+    @cached_property
+    def params(self) -> int | None:
+        """Parameters of the deployed network."""
+        return max((n.params for r in self.done if (n := primary(r))), default=None)
+
+    @cached_property
+    def macs(self) -> int | None:
+        """Multiply-accumulate operations of the deployed network for one image."""
+        return max((n.macs for r in self.done if (n := primary(r)) and n.macs is not None), default=None)
+
+    @cached_property
+    def hardware(self) -> tuple[str, ...]:
+        """Devices on which the finished seeds ran."""
+        return _distinct(
+            r.environment.get("device_name") or r.environment.get("cpu") or "unknown" for r in self.done
+        )
+
+    @cached_property
+    def precision(self) -> tuple[str, ...]:
+        """Numeric precisions of the finished seeds."""
+        return _distinct(r.environment.get("precision") or "unknown" for r in self.done)
+
+    @cached_property
+    def plugins(self) -> tuple[str, ...]:
+        """Distribution and version that provided the method."""
+        found = [r.plugins.get("method") for r in self.records]
+        return _distinct(f"{p.distribution} {p.version}" for p in found if p is not None)
+
+
+def primary(record: Record) -> Deployable | None:
+    """Return the network that is ranked, None unless the cell is done."""
+    if record.status != "done" or not record.deployables:
+        return None
+    name = record.primary if record.primary in record.deployables else next(iter(record.deployables))
+    return record.deployables[name or ""]
+
+
+def top1(record: Record) -> float | None:
+    """Return top-1 after the last epoch in percent, None for a cell that has none."""
+    net = primary(record)
+    return None if net is None else net.last.get("top1")
+
+
+def speed(record: Record, batch: str) -> Any:
+    """Return the inference speed of the ranked network at a batch size, or None."""
+    sizes = record.throughput.get(record.primary or "")
+    if sizes is None:
+        sizes = next(iter(record.throughput.values()), {})
+    return sizes.get(batch)
+
+
+def part(record: Record, name: str) -> Mapping[str, Any]:
+    """Return a part of the identity that should be a mapping."""
+    value = record.identity.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def uses_teacher(record: Record) -> bool:
+    """Whether the cell was planned with a teacher."""
+    return bool(record.identity.get("teachers") or record.teachers or record.labels.teacher)
+
+
+def make_rows(records: Iterable[Record]) -> list[Row]:
+    """Group records into rows, in an order that depends on their content only."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        labels = record.labels
+        config = digest({k: v for k, v in record.identity.items() if k != "seed"}, 16)
+        teachers = record.identity.get("teachers")
+        first = digest(teachers[0]) if isinstance(teachers, list) and teachers else ""
+        key = (
+            _setting(record),
+            (labels.student, digest(record.identity.get("student"))),
+            (labels.teacher or "", first),
+            labels.role,
+            labels.variant,
+            config,
+        )
+        groups.setdefault(key, []).append(record)
+    rows = []
+    for key in sorted(groups):
+        seeds = sorted(groups[key], key=lambda r: (r.labels.seed, r.cell_id))
+        rows.append(Row(key[0], key[1], key[2], key[5], seeds))
+    return rows
+
+
+def _setting(record: Record) -> Setting:
+    task, dataset = part(record, "task"), part(record, "dataset")
+    names = ("revision", "limit_train", "limit_test")
+    text = {k: "" if dataset.get(k) is None else str(dataset[k]) for k in names}
+    args = dataset.get("args")
+    return Setting(
+        task=record.labels.task,
+        task_version=str(task.get("version", "")),
+        dataset=record.labels.dataset,
+        dataset_args=digest(args) if args else "",
+        recipe=record.labels.recipe,
+        recipe_digest=digest(record.identity.get("recipe")),
+        protocol=record.protocol,
+        **text,
+    )
+
+
+def _median(values: Iterable[float]) -> float | None:
+    found: Sequence[float] = sorted(values)
+    return float(statistics.median(found)) if found else None
+
+
+def _distinct(values: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({str(v) for v in values}))

@@ -1,0 +1,89 @@
+"""Rows to ranking tables: one per setting and pair, so that nothing in a table differs but the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kdbench.leaderboard.rows import Row, Setting
+from kdbench.leaderboard.text import number
+
+#: Fewer finished seeds than this get no rank.
+MIN_SEEDS_FOR_RANK = 3
+
+
+@dataclass
+class Section:
+    """A ranking table.
+
+    Attributes:
+        title: the pair, or what kind of rows these are.
+        rows: best first, rows without a mean last.
+        ranks: per row, None where a row has too few seeds.
+        with_student: whether the student differs between rows and needs a column.
+        notes: sentences about the table.
+    """
+
+    title: str
+    setting: Setting
+    rows: list[Row]
+    ranks: list[int | None]
+    with_student: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def make_sections(rows: Sequence[Row]) -> list[Section]:
+    """Return the tables in the order of settings, then pairs, then lone students, then teachers."""
+    sections: list[Section] = []
+    for setting in sorted({r.setting for r in rows}):
+        here = [r for r in rows if r.setting == setting]
+        students = [r for r in here if r.labels.role == "student"]
+        pairs = sorted({(r.student_key, r.teacher_key) for r in students if r.teacher_key[0]})
+        paired = {student for student, _ in pairs}
+        titles = [f"{teacher[0]} → {student[0]}" for student, teacher in pairs]
+        by_student: dict[tuple[str, str], list[Row]] = {}
+        for row in students:
+            by_student.setdefault(row.student_key, []).append(row)
+        for (student, teacher), title in zip(pairs, titles, strict=True):
+            if titles.count(title) > 1:
+                title += f" (teacher {teacher[1]}, student {student[1]})"
+            members = [r for r in by_student[student] if r.teacher_key in (teacher, ("", ""))]
+            sections.append(_section(title, setting, members))
+        lone = [r for r in students if r.student_key not in paired]
+        if lone:
+            sections.append(_section("Students without a teacher", setting, lone, with_student=True))
+        teachers = [r for r in here if r.labels.role == "teacher"]
+        if teachers:
+            sections.append(_section("Teachers", setting, teachers, with_student=True))
+    return sections
+
+
+def _section(title: str, setting: Setting, rows: list[Row], *, with_student: bool = False) -> Section:
+    def order(row: Row) -> tuple[bool, float, str, str]:
+        mean = row.last.mean
+        return mean is None, -(mean or 0.0), row.labels.variant, row.config
+
+    rows = sorted(rows, key=order)
+    section = Section(title, setting, rows, _ranks(rows), with_student)
+    accuracies = sorted({number(r.teacher_top1, 2) for r in rows if r.teacher_top1 is not None})
+    if accuracies:
+        section.notes.append(f"Top-1 of the teacher: {', '.join(accuracies)} %.")
+    hardware = sorted({h for r in rows for h in r.hardware})
+    if len(hardware) > 1:
+        section.notes.append(
+            f"Speed and cost were measured on different hardware ({'; '.join(hardware)}): "
+            "compare them only between rows of the same hardware."
+        )
+    if len({p for r in rows for p in r.precision}) > 1:
+        section.notes.append("Precisions differ between rows.")
+    return section
+
+
+def _ranks(rows: list[Row]) -> list[int | None]:
+    ranks: list[int | None] = []
+    eligible = [r.last.mean for r in rows if r.last.mean is not None and r.last.n >= MIN_SEEDS_FOR_RANK]
+    for row in rows:
+        mean = row.last.mean
+        ranked = mean is not None and row.last.n >= MIN_SEEDS_FOR_RANK
+        ranks.append(1 + sum(m > mean for m in eligible) if ranked and mean is not None else None)
+    return ranks

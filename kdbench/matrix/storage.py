@@ -1,0 +1,16 @@
+"""Whether a data set lives on the device or streams; decided by facts that are in the cell id only."""
+
+from __future__ import annotations
+
+from kdbench.protocol.types import DataInfo
+
+#: Largest data set, in bytes of uint8 pixels, that ``auto`` keeps on the device.
+RESIDENT_BYTES = 2 * 2**30
+
+
+def choose_storage(storage: str, info: DataInfo, augment_kind: str) -> str:
+    """Return ``resident`` or ``stream`` for ``auto``; RandomResizedCrop needs the full-size images and streams."""
+    if storage != "auto":
+        return storage
+    total = (info.n_train + info.n_val + info.n_test) * info.image_size**2 * info.in_chans
+    return "stream" if augment_kind == "rrc" or total > RESIDENT_BYTES else "resident"

@@ -1,0 +1,1 @@
+"""What things cost: throughput and latency of networks, operations, the environment."""

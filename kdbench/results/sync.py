@@ -1,0 +1,71 @@
+"""Replaying the records of a run folder into a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdbench.errors import KdbenchError, RecordError
+from kdbench.hooks import Sink
+from kdbench.results.store import RESULT, RunFolder, read_record
+
+
+@dataclass
+class SyncCounts:
+    """What a sync did; `problems` has a line for each failed cell."""
+
+    written: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def sync(
+    run_folder: str | Path,
+    sink: Sink,
+    *,
+    uri: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SyncCounts:
+    """Write every record of a run folder to a sink; safe to repeat.
+
+    A broken record, or one that the sink refuses, is counted as failed and the others go on. `progress` is
+    called with (cells handled, cells in all). A sink without ``put`` cannot tell unchanged records apart, all
+    count as written. Raises KdbenchError when there is no record at all or the sink cannot be opened.
+    """
+    run = RunFolder(run_folder)
+    folders = run.cell_folders()
+    if not folders:
+        raise RecordError(f"{run.path}: holds no records (expected cells/<cell id>/{RESULT})")
+    counts = SyncCounts()
+    sink.open(run.matrix(), uri=uri)
+    status = "interrupted"
+    try:
+        for number, folder in enumerate(folders, 1):
+            try:
+                if _write(sink, folder):
+                    counts.written += 1
+                else:
+                    counts.unchanged += 1
+            except KdbenchError as error:
+                counts.failed += 1
+                counts.problems.append(str(error))
+            if progress is not None:
+                progress(number, len(folders))
+        status = "failed" if counts.failed else "done"
+    finally:
+        sink.close(status)
+    return counts
+
+
+def _write(sink: Sink, folder: Path) -> bool:
+    record = read_record(folder / RESULT)
+    if record.cell_id != folder.name:
+        raise RecordError(f"{folder / RESULT}: cell_id is not the name of the folder")
+    data = record.model_dump(mode="json")
+    put = getattr(sink, "put", None)
+    if put is not None:
+        return bool(put(data, folder))
+    sink.write(data, folder)
+    return True

@@ -1,0 +1,66 @@
+"""Architectures: every timm model under ``timm:``, and the CIFAR networks that timm does not have.
+
+Parameter counts are those for 100 classes and three channels, the form in which the CIFAR-100 distillation
+literature publishes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdbench.hooks import ArchitectureEntry, hookimpl
+
+_RESNETS = {
+    "resnet8": 83_892,
+    "resnet14": 181_108,
+    "resnet20": 278_324,
+    "resnet32": 472_756,
+    "resnet44": 667_188,
+    "resnet56": 861_620,
+    "resnet110": 1_736_564,
+    "resnet8x4": 1_233_540,
+    "resnet32x4": 7_433_860,
+}
+_WRNS = {
+    "wrn_16_1": 180_916,
+    "wrn_16_2": 703_284,
+    "wrn_40_1": 569_780,
+    "wrn_40_2": 2_255_156,
+}
+
+
+@hookimpl
+def kdbench_architectures() -> Sequence[ArchitectureEntry]:
+    """Return the timm namespace and the CIFAR networks."""
+    timm = ArchitectureEntry(
+        name="timm",
+        target="kdbench_architectures.timm_provider:build",
+        names="kdbench_architectures.timm_provider:names",
+        namespace=True,
+        version="1",
+        summary="any model of timm, with its constructor arguments",
+        tags=("imagenet",),
+    )
+    resnets = [
+        ArchitectureEntry(
+            name=name,
+            target=f"kdbench_architectures.resnet_cifar:{name}",
+            version="1",
+            params_count=count,
+            summary=f"CIFAR ResNet, {count:,} parameters at 100 classes",
+            tags=("cifar", "resnet"),
+        )
+        for name, count in _RESNETS.items()
+    ]
+    wrns = [
+        ArchitectureEntry(
+            name=name,
+            target=f"kdbench_architectures.wrn_cifar:{name}",
+            version="1",
+            params_count=count,
+            summary=f"wide ResNet (pre-activation), {count:,} parameters at 100 classes",
+            tags=("cifar", "wrn"),
+        )
+        for name, count in _WRNS.items()
+    ]
+    return [timm, *resnets, *wrns]

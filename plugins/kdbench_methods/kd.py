@@ -1,0 +1,39 @@
+"""Knowledge distillation from softened outputs (Hinton, Vinyals, Dean; arXiv:1503.02531, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+from torch import Tensor
+
+from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+
+
+class KD(Method):
+    """``L = ce_weight·L_task + alpha·D_T(teacher, student)``.
+
+    D is the task's default divergence; for classes it is ``T²·KL(p_T(z^t) ‖ p_T(z^s))``, batch mean. The
+    paper's two-term objective is kept; weights and temperature are those of the reference code of later
+    papers (mdistiller), on CIFAR-100 by default.
+    """
+
+    class Params(MethodParams):
+        """Weights and temperature."""
+
+        alpha: float = Field(0.9, ge=0, description="weight of the divergence to the teacher")
+        ce_weight: float = Field(0.1, ge=0, description="weight of the task's loss")
+        temperature: float = Field(4.0, gt=0, description="T, divides the logits of both networks")
+
+    needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
+    presets = {
+        "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "temperature": 4.0},
+        "imagenet": {"alpha": 0.5, "ce_weight": 0.5, "temperature": 1.0},
+    }
+
+    def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Run) -> Mapping[str, Tensor]:
+        hp = self.hp
+        return {
+            "task": hp.ce_weight * run.task.loss(S, batch),
+            "kd": hp.alpha * run.task.divergence(S, T[0], hp.temperature),
+        }

@@ -1,0 +1,46 @@
+"""Start-up: the command answers at once and never imports a heavy library to list things."""
+
+import json
+import time
+
+import pytest
+from fake_distributions import method_plugin
+
+HEAVY = ("torch", "timm", "mlflow", "pandas", "numpy", "scipy", "sklearn")
+LIMIT_S = 0.35
+
+#: Runs the command and writes which heavy modules are loaded at its end, and its exit code, to stderr.
+WRAPPER = f"""
+import json, sys
+from kdbench.cli import main
+code = main(sys.argv[1:], standalone_mode=False, prog_name="kdbench")
+loaded = [m for m in {HEAVY!r} if m in sys.modules]
+print(json.dumps({{"loaded": loaded, "code": code or 0}}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--help"], "run-matrix"), (["list", "methods"], "summary of quick-0"), (["plugins"], "fake-quick")],
+    ids=["help", "list", "plugins"],
+)
+def test_fast_and_without_heavy_imports(dists, arguments, expected):
+    dists.add("fake-quick", method_plugin(*(f"quick-{i}" for i in range(40))))
+    walls = []
+    # A loaded machine only ever adds time, so the best of a few runs is the command's own.
+    while len(walls) < 3 or (min(walls) > LIMIT_S and len(walls) < 10):
+        start = time.perf_counter()
+        run = dists.python("-c", WRAPPER, *arguments)
+        walls.append(time.perf_counter() - start)
+        assert run.returncode == 0, run.stderr
+        assert expected in run.stdout
+        assert json.loads(run.stderr.splitlines()[-1]) == {"loaded": [], "code": 0}
+    assert min(walls) <= LIMIT_S
+
+
+def test_help_imports_no_verb(dists):
+    code = (
+        "import sys; from kdbench.cli import main; main(['--help'], standalone_mode=False);"
+        "print([m for m in sys.modules if m.startswith('kdbench.cli.') or m == 'pluggy'], file=sys.stderr)"
+    )
+    assert dists.python("-c", code).stderr.strip() == "[]"

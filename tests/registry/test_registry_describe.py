@@ -1,0 +1,60 @@
+"""Parameters and documentation of plug-in classes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from kdbench.registry import describe_params, first_paragraph
+
+
+class Model(BaseModel):
+    must: int = Field(description="needed\n  always")
+    beta: float = Field(2.0, gt=0, le=9, description="weight")
+    mode: Literal["a", "b"] | None = None
+    parts: list[int] = Field(default_factory=lambda: [1, 2])
+
+
+@dataclass
+class Plain:
+    """First line
+    goes on.
+
+    Second paragraph.
+    """
+
+    must: int
+    size: "int | None" = field(default=3, metadata={"description": "side"})
+    parts: list = field(default_factory=list)
+
+
+def test_pydantic_model():
+    must, beta, mode, parts = describe_params(Model)
+    assert (must.name, must.type, must.required, must.description) == ("must", "int", True, "needed always")
+    assert (beta.type, beta.default, beta.description) == ("float, > 0, <= 9", 2.0, "weight")
+    assert "'a', 'b'" in mode.type
+    assert (mode.default, mode.required) == (None, False)
+    assert (parts.type, parts.default) == ("list[int]", [1, 2])
+
+
+def test_dataclass():
+    must, size, parts = describe_params(Plain)
+    assert (must.type, must.required) == ("int", True)
+    assert (size.type, size.default, size.description) == ("int | None", 3, "side")
+    assert parts.default == []
+
+
+def test_anything_else_is_refused():
+    with pytest.raises(TypeError, match="pydantic model or a dataclass"):
+        describe_params(int)
+
+
+def test_first_paragraph():
+    assert first_paragraph(Plain) == "First line goes on."
+
+    class Bare(Plain):
+        pass
+
+    assert first_paragraph(Bare) == ""
+    assert first_paragraph(describe_params).startswith("Return the parameters of a pydantic model")
