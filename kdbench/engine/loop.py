@@ -44,6 +44,7 @@ class Progress:
     log_s: float = 0.0
     setup_s: float = 0.0
     epoch_s: float = 0.0
+    epoch_images: int = 0
     attempts: int = 1
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -113,7 +114,8 @@ class Loop:
             for driven in run.optimizers.values():
                 driven.set_epoch(epoch)
             if at.step == 0:
-                run.means, run.counts, at.epoch_s = {}, {}, 0.0
+                run.means, run.counts = {}, {}
+                at.epoch_s, at.epoch_images = 0.0, 0
             if resumed is None:
                 self.method.on_epoch_start(run)
             else:
@@ -160,6 +162,7 @@ class Loop:
         self.at.train_s += seconds
         self.at.epoch_s += seconds
         self.at.images += images
+        self.at.epoch_images += images
 
     def _finish_epoch(self, phase: Phase) -> None:
         run, at = self.run, self.at
@@ -181,6 +184,8 @@ class Loop:
             "train_s": at.epoch_s,
             "step_ms": 1e3 * at.epoch_s / at.step,
         }
+        if at.epoch_images:
+            row["images_per_s"] = at.epoch_images / at.epoch_s
         last = at.total_epochs == sum(self.epochs)
         due = at.total_epochs % run.recipe.eval_every == 0
         if last or (due and phase.evaluate):

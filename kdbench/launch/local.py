@@ -145,7 +145,9 @@ class LocalLauncher:
         elif (job.folder / "result.json").exists():
             report({"event": "finished", **told})
         else:
-            report({"event": "died", "status": "crashed", "message": _how(code, job), **told})
+            # SIGKILL comes from outside, by a person or for want of memory: the next run goes on from there
+            status = "interrupted" if code == -signal.SIGKILL else "crashed"
+            report({"event": "died", "status": status, "message": _how(code, job), **told})
         return False
 
 
@@ -165,7 +167,7 @@ def _kill(worker: _Worker) -> None:
 def _how(code: int | None, job: Job) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
+        hint = ", perhaps for want of memory; the same command resumes it" if -code == signal.SIGKILL else ""
         return f"the worker was killed by {name}{hint}"
     tail = log_tail(job.folder)
     return f"the worker ended with code {code} and left no record" + (f"; its log ends:\n{tail}" if tail else "")

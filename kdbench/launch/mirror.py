@@ -27,6 +27,12 @@ class Mirrors:
         for name, sink in list(self._sinks.items()):
             self._try(name, lambda s: s.write(record, folder), sink)
 
+    def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
+        """Add metrics that only the whole matrix can tell, where a sink takes them."""
+        for name, sink in list(self._sinks.items()):
+            if hasattr(sink, "annotate"):
+                self._try(name, lambda s: s.annotate(cell_id, metrics), sink)
+
     def close(self, status: str) -> None:
         """Close every sink that still works."""
         for name, sink in list(self._sinks.items()):

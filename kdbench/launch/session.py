@@ -19,8 +19,9 @@ from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Plan, PlannedCell
 from kdbench.launch.progress import Progress
 from kdbench.launch.resolve import Resolver
+from kdbench.matrix.identity import PROTOCOL
 from kdbench.registry import Registry
-from kdbench.results.store import atomic_write_json, read_record_dict, write_record
+from kdbench.results.store import atomic_write_json, read_record, read_record_dict, write_record
 
 #: Statuses that ``--rerun failed`` takes up again.
 FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
@@ -98,6 +99,7 @@ class Session:
             self._progress.start(len(cells), done)
             with self._signals():
                 self._launch(jobs, gpus)
+            self._annotate()
             self._mirrors.close("KILLED" if self._stops else "FINISHED")
             self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
         finally:
@@ -163,6 +165,17 @@ class Session:
             self._mirrors.write(record, cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
 
+    def _annotate(self) -> None:
+        """Tell the sinks what takes the whole matrix to know."""
+        from kdbench.leaderboard.gap import cell_gaps
+
+        records = []
+        for cell in self._plan.cells:
+            if cell.status == "done":
+                records.append(read_record(cell.folder / "result.json"))
+        for cell_id, gap in cell_gaps(records).items():
+            self._mirrors.annotate(cell_id, {"final/gap_closed": gap})
+
     def _note_not_applicable(self) -> None:
         """Leave a record of cells that cannot be, so that a board shows them with the reason."""
         for cell in self._plan.cells:
@@ -182,6 +195,7 @@ class Session:
         matrix = self._plan.matrix.matrix
         facts = {
             "name": matrix.name,
+            "protocol": PROTOCOL,
             "title": matrix.title,
             "description": matrix.description,
             "sha256": self._plan.matrix.text_sha256,
@@ -191,7 +205,7 @@ class Session:
     def _facts(self) -> dict[str, Any]:
         matrix = self._plan.matrix.matrix
         cells = [{"cell_id": c.id, "status": c.status, "label": c.label} for c in self._plan.cells]
-        return {"name": matrix.name, "title": matrix.title, "cells": cells}
+        return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": cells}
 
     def _fire(self, hook: str, **arguments: Any) -> None:
         for warning in self._registry.fire(hook, **arguments):

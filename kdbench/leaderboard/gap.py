@@ -8,10 +8,11 @@ whose method also trained a teacher that the board's records refer to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kdbench.leaderboard.rows import Row, part, top1, uses_teacher
+from kdbench.leaderboard.rows import Row, make_rows, part, top1, uses_teacher
+from kdbench.results.schema import Record
 from kdbench.stats import summarise
 
 
@@ -36,16 +37,37 @@ def gap_closed(row: Row) -> float | None:
     """Return the share of the gap that the row's method closes.
 
     None when a cell of the row is not done, when the baseline lacks one of the row's seeds, or when the
-    teacher does not beat the baseline.
+    teacher does not beat the baseline by more than its standard deviation over seeds (0 for one seed): a gap
+    within the noise has no share that means anything.
     """
     base, teacher = row.baseline, row.teacher_top1
     if base is None or base is row or teacher is None or row.last.mean is None:
         return None
     by_seed = {r.labels.seed: top1(r) for r in base.records}
-    mean = summarise([by_seed.get(r.labels.seed) for r in row.records]).mean
-    if mean is None or teacher <= mean:
+    alone = summarise([by_seed.get(r.labels.seed) for r in row.records])
+    if alone.mean is None or teacher - alone.mean <= (alone.sd or 0.0):
         return None
-    return (row.last.mean - mean) / (teacher - mean)
+    return (row.last.mean - alone.mean) / (teacher - alone.mean)
+
+
+def cell_gaps(records: Iterable[Record]) -> dict[str, float]:
+    """Return the gap that each finished student cell closes, by cell id, against the baseline of its own seed.
+
+    Cells whose row has no gap closed (see :func:`gap_closed`), or whose seed's baseline does not fall short of
+    the teacher, are left out.
+    """
+    rows = make_rows(records)
+    relate(rows)
+    gaps: dict[str, float] = {}
+    for row in rows:
+        if row.gap_closed is None or row.baseline is None or row.teacher_top1 is None:
+            continue
+        by_seed = {r.labels.seed: top1(r) for r in row.baseline.records}
+        for record in row.records:
+            alone, mine = by_seed.get(record.labels.seed), top1(record)
+            if alone is not None and mine is not None and row.teacher_top1 > alone:
+                gaps[record.cell_id] = (mine - alone) / (row.teacher_top1 - alone)
+    return gaps
 
 
 def _methods_of_teachers(rows: Sequence[Row]) -> set[str]:

@@ -91,25 +91,29 @@ def explain(
     where: Callable[[Sequence[str | int]], str],
     mark: Callable[[Sequence[str | int]], Mark],
 ) -> list[str]:
-    """Return one line per problem, deepest key first, at most MAX_ERRORS.
+    """Return one line per problem, deepest key first and missing keys last, at most MAX_ERRORS.
 
     `data` is what the user wrote; `where` and `mark` locate a key path in it.
     """
-    found: dict[str, int] = {}
-    for item in error.errors(include_url=False):
-        if item["type"] == "too_short" and item["input"]:
-            continue  # its items have problems of their own, told beside it
+    found: dict[str, tuple[bool, int]] = {}
+    items = error.errors(include_url=False)
+    unknown = [tuple(item["loc"]) for item in items if item["type"] == "extra_forbidden"]
+    for item in items:
         path: tuple[str | int, ...] = tuple(item["loc"])
-        if item["type"] == "kdbench":
-            path += tuple(item["ctx"]["at"].split("."))
-            while path and isinstance(path[-1], str) and path[-1].isdigit():
-                path = (*path[:-1], int(path[-1]))
-        message = _message(item, path, root, mark)
-        shown = path[:-1] if item["type"] == "missing" else path
-        shown = _as_written(shown, data)
-        at = f"{format_path(shown)}: " if shown else ""
-        found.setdefault(f"{where(path)}: {at}{message}", len(path))
-    lines = sorted(found, key=lambda line: -found[line])
+        kind = item["type"]
+        if kind == "too_short" and item["input"]:
+            continue  # its items have problems of their own, told beside it
+        if kind == "missing" and any(
+            path[:-1] == u[:-1] and did_you_mean(str(u[-1]), [str(path[-1])]) for u in unknown
+        ):
+            continue  # it is there, misspelt
+        if kind == "kdbench":
+            path += tuple(int(part) if part.isdigit() else part for part in item["ctx"]["at"].split("."))
+        place, shown = where(path), _as_written(path[:-1] if kind == "missing" else path, data)
+        told = not shown or place == "--set " + ".".join(map(str, shown))
+        at = "" if told else f"{format_path(shown)}: "
+        found.setdefault(f"{place}: {at}{_message(item, path, root, mark)}", (kind == "missing", -len(path)))
+    lines = sorted(found, key=lambda line: found[line])
     rest = len(lines) - MAX_ERRORS
     return lines if rest <= 0 else [*lines[: MAX_ERRORS - 1], f"... and {rest + 1} more"]
 

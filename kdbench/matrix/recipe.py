@@ -185,7 +185,7 @@ class Recipe(StrictModel):
     deterministic: bool = Field(
         default=True, description="Deterministic algorithms, so that a run repeats exactly."
     )
-    compile: Literal["none", "default"] = Field(default="none", description="Mode of torch.compile.")
+    compile: Literal["none"] = Field(default="none", description="Mode of torch.compile; only none so far.")
 
     _name: str = PrivateAttr("inline")
 

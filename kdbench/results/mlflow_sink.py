@@ -115,6 +115,22 @@ class MlflowSink:
             self._counts[record["status"]] = self._counts.get(record["status"], 0) + 1
         return written
 
+    def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
+        """Add metrics to a cell's run that only the whole matrix can tell, such as the gap closed.
+
+        Nothing happens when the store has no run of the cell, or has these values already. Raises SinkError.
+        """
+        from mlflow.entities import Metric
+
+        client = self._ready()
+        with self._told():
+            for known in self._known.get(cell_id, []):
+                have = client.get_run(known.run_id).data.metrics
+                now = _now_ms()
+                fresh = [Metric(k, v, now, 0) for k, v in metrics.items() if have.get(k) != v]
+                if fresh:
+                    client.log_batch(known.run_id, metrics=fresh)
+
     def close(self, status: str) -> None:
         """End the parent run (``done``, ``interrupted``, else failed) and let the client go."""
         if self._client is not None and self._parent is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,11 +27,12 @@ def sync(
     *,
     uri: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    annotations: Mapping[str, Mapping[str, float]] | None = None,
 ) -> SyncCounts:
     """Write every record of a run folder to a sink; safe to repeat.
 
     A broken record, or one that the sink refuses, is counted as failed and the others go on. `progress` is
-    called with (cells handled, cells in all). A sink without ``put`` cannot tell unchanged records apart, all
+    called with (cells handled, cells in all). `annotations` are further metrics by cell id. A sink without ``put`` cannot tell unchanged records apart, all
     count as written. Raises KdbenchError when there is no record at all or the sink cannot be opened.
     """
     run = RunFolder(run_folder)
@@ -53,6 +54,9 @@ def sync(
                 counts.problems.append(str(error))
             if progress is not None:
                 progress(number, len(folders))
+        annotate = getattr(sink, "annotate", None)
+        for cell_id, metrics in (annotations or {}).items() if annotate is not None else ():
+            annotate(cell_id, metrics)
         status = "failed" if counts.failed else "done"
     finally:
         sink.close(status)

@@ -221,7 +221,7 @@ def test_only_pair_label_and_missing_teacher(tmp_path: Path):
             "--only metod=kd: unknown axis 'metod' (did you mean 'method'?); expected one of method",
         ),
         ("kd", "--only kd: unknown axis 'kd'"),
-        ("method=dkdd", "--only method=dkdd: no cell has it (did you mean 'dkd'?); there is alone, dkd"),
+        ("method=dkdd", "--only method=dkdd: no cell has it (did you mean 'dkd' or 'kd'?); there is alone"),
         ("method=kd,nix", "--only method=nix: no cell has it"),
         ("seed=7", "--only seed=7: no cell has it; there is 0, 1"),
         ("seed=", "--only seed=: expected seed=VALUE"),

@@ -60,7 +60,7 @@ REFUSED = [
     ("seeds: 2", "seeds: [4, 4]", "m.yaml:5: seeds[1]: 4 is given twice"),
     ("seeds: 2", "seeds: 010", "m.yaml:5: seeds: YAML reads 010 as the octal number 8"),
     ("seeds: 2\n", "", "m.yaml:1: the key 'seeds' is missing"),
-    ("seeds: 2", "sedes: 2", "m.yaml:5: sedes: unknown key 'sedes' (did you mean 'seeds'?); expected one of"),
+    ("seeds: 2", "sedes: 2", "m.yaml:5: sedes: unknown key 'sedes' (did you mean 'seeds' or"),
     ("seeds: 2", "seeds: 2\nname: x", "m.yaml:6: name: key 'name' is given twice, on lines 1 and 6"),
     ("name: small", "name: no", "m.yaml:1: name: expected text, got false; YAML reads no as false: quote it"),
     ("name: small", "name: Small", "m.yaml:1: name: expected at most 64 lower-case letters"),
@@ -265,7 +265,7 @@ def test_set_other_places(tmp_path: Path):
             "teacher_recipe.epochs=4",
             "methods.2.params.beta=8",
             "methods.0.label=plain",
-            "title=a: b",
+            "title=two words",
         ],
     )
     matrix = loaded.matrix
@@ -280,6 +280,7 @@ def test_set_other_places(tmp_path: Path):
     assert (matrix.teacher_recipe.epochs, matrix.teacher_recipe.batch_size) == (4, 64)
     assert matrix.methods[2].params == {"beta": 8}
     assert matrix.methods[0].label == "plain"
+    assert matrix.title == "two words"
 
 
 def test_later_sets_see_earlier_ones(tmp_path: Path):
@@ -313,11 +314,11 @@ def test_later_sets_see_earlier_ones(tmp_path: Path):
         ("=3", "--set =3: expected KEY.PATH=VALUE"),
         ("recipe..epochs=3", "--set recipe..epochs=3: expected KEY.PATH=VALUE"),
         ("recipe.epochs=[1", "--set recipe.epochs:1: not valid YAML"),
-        ("recipe.epochs=x", "--set recipe.epochs: recipe.epochs: expected an integer, got 'x'"),
-        ("recipe.epochs=no", "--set recipe.epochs: recipe.epochs: expected an integer, got false"),
-        ("recipe.epochs=", "--set recipe.epochs: recipe.epochs: expected an integer, got null"),
+        ("recipe.epochs=x", "--set recipe.epochs: expected an integer, got 'x'"),
+        ("recipe.epochs=no", "--set recipe.epochs: expected an integer, got false"),
+        ("recipe.epochs=", "--set recipe.epochs: expected an integer, got null"),
         ("recipe=quik", "--set recipe: unknown recipe 'quik' (did you mean 'quick'?)"),
-        ("methods.1.params=3", "--set methods.1.params: methods[1].params: expected a mapping, got 3"),
+        ("methods.1.params=3", "--set methods.1.params: expected a mapping, got 3"),
     ],
 )
 def test_set_errors(tmp_path: Path, assignment: str, expected: str):

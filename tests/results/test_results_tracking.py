@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from kdbench.results.tracking import SinkError, one_line, redact, resolve_uri
+from kdbench.results.tracking import SinkError, one_line, quiet_mlflow, redact, resolve_uri
 
 
 def test_order_of_choice(tmp_path, monkeypatch):
@@ -44,3 +46,15 @@ def test_one_line():
     assert one_line(ValueError("a\n  b")) == "a b"
     assert one_line(ValueError()) == "ValueError"
     assert len(one_line(ValueError("x" * 999))) == 300
+
+
+def test_what_the_user_set_stays(monkeypatch):
+    names = ("HTTP_REQUEST_TIMEOUT", "HTTP_REQUEST_MAX_RETRIES", "DISABLE_TELEMETRY", "LOGGING_LEVEL")
+    for name in (*names, "SUPPRESS_PRINTING_URL_TO_STDOUT"):
+        monkeypatch.setenv(f"MLFLOW_{name}", "")
+        monkeypatch.delenv(f"MLFLOW_{name}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    quiet_mlflow()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

@@ -1,0 +1,47 @@
+"""What all tests share: a quiet environment, and the command `kdbench` in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+# set before anything imports torch or mlflow; worker processes and subprocesses inherit it
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["DO_NOT_TRACK"] = "true"
+for _name in ("MLFLOW_TRACKING_URI", "KDBENCH_DISABLE_PLUGINS", "KDBENCH_STRICT_PLUGINS"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """Answers of the planner are kept for the session, and nothing is left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def tiny_matrix(tmp_path):
+    """Write a matrix file of small cells; keyword arguments replace its keys (None removes one)."""
+    from matrices import write_matrix
+
+    def write(name: str = "tiny", **overrides: object) -> Path:
+        return write_matrix(tmp_path / f"{name}.yaml", name=name, **overrides)
+
+    return write
+
+
+@pytest.fixture
+def kdbench(tmp_path):
+    """Run the command to its end in a process: ``kdbench("list", cwd=..., env={...})``."""
+    from commands import Command
+
+    command = Command(tmp_path)
+    yield command
+    command.close()

@@ -1,0 +1,201 @@
+"""Cut runs end like undisturbed ones: same weights, same metrics, and nothing finished is touched."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from commands import Command, alive, done_files, outcome, records, rows, wait_until
+from matrices import RECIPE, write_matrix
+
+pytestmark = pytest.mark.e2e
+
+METHODS = ["vanilla", "kd", "ab"]
+CELLS = 1 + len(METHODS) * 2
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A finished run: (matrix file, run folder)."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    matrix = write_matrix(
+        folder / "cut.yaml", name="cut", methods=METHODS, seeds=2, recipe={**RECIPE, "epochs": EPOCHS}
+    )
+    command = Command(folder)
+    first = command.run(matrix)
+    assert first.returncode == 0, first.stderr
+    return matrix, folder / "runs" / "cut"
+
+
+@pytest.fixture
+def cut(undisturbed, kdbench, tmp_path):
+    """Start the matrix and return (the running command, its run folder) once `epochs` epochs are on disk."""
+
+    def start(epochs):
+        run = tmp_path / "runs" / "cut"
+        started = kdbench.start(undisturbed[0])
+        wait_until(lambda: rows(run) >= epochs or started.process.poll() is not None, f"{epochs} epochs")
+        assert started.process.poll() is None, started.stderr
+        return started, run
+
+    return start
+
+
+def check_completed(done, run, undisturbed, kept):
+    """The run is that of the undisturbed one, and what was finished before is as it was."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcome(run) == outcome(undisturbed[1])
+    after = done_files(run)
+    assert len(after) == CELLS
+    assert {name: after[name] for name in kept} == kept
+
+
+def test_finished_matrix(undisturbed, kdbench):
+    _, run = undisturbed
+    found = records(run)
+    assert [r["status"] for r in found.values()] == ["done"] * CELLS
+    assert sorted(r["labels"]["method"] for r in found.values() if r["labels"]["role"] == "student") == [
+        *["ab"] * 2,
+        *["kd"] * 2,
+        *["vanilla"] * 2,
+    ]
+    teacher = next(r for r in found.values() if r["labels"]["role"] == "teacher")
+    for record in found.values():
+        assert record["cost"]["epochs"] == EPOCHS
+        assert record["cost"]["attempts"] == 1
+        if record["labels"]["method"] in ("kd", "ab"):
+            assert record["teachers"][0]["ref"] == teacher["cell_id"]
+            assert record["teachers"][0]["sha256"] == teacher["weights_sha256"]
+    assert (run / "board" / "index.html").exists()
+    # other seeds and other methods give other networks
+    assert len({r["weights_sha256"] for r in found.values()}) == CELLS
+
+
+def test_second_run_does_nothing(undisturbed, kdbench):
+    matrix, run = undisturbed
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.rglob("*") if p.is_file()}
+    began = time.monotonic()
+    again = kdbench.run(matrix, cwd=matrix.parent)
+    seconds = time.monotonic() - began
+    assert again.returncode == 0, again.stderr
+    assert f"cut: nothing to do, {CELLS} done" in again.stdout
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.rglob("*") if p.is_file()} == before
+    # no process with torch was started: that alone takes longer on two cores under load
+    assert seconds < 10
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_kill_of_a_worker(cut, undisturbed, kdbench, number):
+    dice = random.Random(f"worker {number}")
+    # the first moments are in the teacher, in the run's middle and near its end
+    started, run = cut(round((0.05 + 0.4 * number) * CELLS * EPOCHS))
+    worker = wait_until(started.workers, "a worker")[0]
+    time.sleep(dice.uniform(0, 0.2))
+    try:
+        os.kill(worker, signal.SIGKILL)
+    except ProcessLookupError:
+        # it ended in that moment; the next one takes its place
+        worker = wait_until(started.workers, "a worker")[0]
+        os.kill(worker, signal.SIGKILL)
+    assert started.wait() == 1, started.stderr
+    statuses = [r["status"] for r in records(run).values()]
+    assert statuses.count("interrupted") == 1
+    cut_one = next(r for r in records(run).values() if r["status"] == "interrupted")
+    assert "SIGKILL" in cut_one["error"]["message"]
+    if number:
+        assert statuses.count("done") == CELLS - 1  # one cell's end never stops the others
+    kept = done_files(run)
+    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_kill_of_the_parent(cut, undisturbed, kdbench, number):
+    dice = random.Random(f"parent {number}")
+    started, run = cut(1 + round(0.4 * number * CELLS * EPOCHS))
+    time.sleep(dice.uniform(0, 0.4))
+    workers = started.workers()
+    started.process.kill()
+    started.process.wait()
+    wait_until(lambda: not any(map(alive, workers)), "the workers of a killed parent to leave", limit_s=20)
+    kept = done_files(run)
+    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
+
+
+def test_kill_of_both_twice(cut, undisturbed, kdbench):
+    for number, epochs in enumerate((4, 11)):
+        started, run = cut(epochs)
+        time.sleep(random.Random(number).uniform(0, 0.3))
+        for pid in [*started.workers(), started.pid]:
+            os.kill(pid, signal.SIGKILL)
+        started.process.wait()
+    kept = done_files(run)
+    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_and_go(cut, undisturbed, kdbench, number):
+    started, run = cut(5)
+    wait_until(started.workers, "a worker")
+    os.kill(started.pid, number)
+    assert started.wait() == 130, started.stderr
+    assert not started.workers()
+    assert "stopping: running cells save their state" in started.stderr
+    last = started.lines[-1]
+    assert last.startswith("interrupted; `kdbench run-matrix ")
+    assert last.endswith("goes on from here")
+    kept = done_files(run)
+    assert len(kept) < CELLS
+    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
+
+
+def test_stop_saves_the_step(cut, kdbench):
+    """What a stopped cell had done is not done again: its checkpoint holds the step, the record two attempts."""
+    started, run = cut(1)
+    wait_until(lambda: any(run.glob("cells/*/checkpoint.safetensors")), "a checkpoint")
+    os.kill(started.pid, signal.SIGINT)
+    assert started.wait() == 130
+    saved = [p for p in run.glob("cells/*/checkpoint.safetensors") if not (p.parent / "result.json").exists()]
+    assert len(saved) <= 1
+    plan = kdbench.run(started.process.args[4], "--dry-run")
+    assert plan.returncode == 0
+    assert ("1 interrupted" in plan.stdout) == bool(saved)
+
+
+def test_moved_run_folder(cut, undisturbed, kdbench, tmp_path):
+    started, run = cut(7)
+    os.kill(started.pid, signal.SIGINT)
+    assert started.wait() == 130
+    elsewhere = tmp_path / "other disk" / "results"
+    elsewhere.mkdir(parents=True)
+    shutil.move(run, elsewhere / "cut")
+    kept = done_files(elsewhere / "cut")
+    assert kept
+    done = kdbench.run(undisturbed[0], "--runs", elsewhere)
+    check_completed(done, elsewhere / "cut", undisturbed, kept)
+    assert not run.exists()
+
+
+def test_two_parents_at_once(cut, undisturbed, kdbench):
+    started, run = cut(2)
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(kdbench.run, undisturbed[0]).result()
+    assert second.returncode == 2
+    assert second.stderr.splitlines() == [
+        f"kdbench: error: {run.relative_to(kdbench.cwd)}: another kdbench is running this matrix"
+    ]
+    assert started.wait() == 0, started.stderr
+    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, done_files(run))
+
+
+def test_damaged_checkpoint_costs_epochs_only(cut, undisturbed, kdbench):
+    started, run = cut(8)
+    started.process.kill()
+    started.process.wait()
+    for path in run.glob("cells/*/checkpoint.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
+    kept = done_files(run)
+    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
