@@ -79,7 +79,9 @@ def pair_stages(student: Handle, teacher: Handle, **tap: Any) -> list[tuple[Tap,
     arguments of :class:`Tap`, such as ``when="pre"``.
     """
     n = min(len(student.stages), len(teacher.stages))
-    pairs = zip(student.stages[len(student.stages) - n :], teacher.stages[len(teacher.stages) - n :], strict=True)
+    pairs = zip(
+        student.stages[len(student.stages) - n :], teacher.stages[len(teacher.stages) - n :], strict=True
+    )
     return [(Tap(s, **tap), Tap(t, **tap)) for s, t in pairs]
 
 

@@ -37,7 +37,9 @@ def check_method(
 
     report = check(name, params=values, teacher=teacher, student=student, registry=registry)
     if as_json:
-        click.echo(json.dumps({"method": report.method, "checks": [asdict(c) for c in report.checks]}, indent=2))
+        click.echo(
+            json.dumps({"method": report.method, "checks": [asdict(c) for c in report.checks]}, indent=2)
+        )
     else:
         from rich.console import Console
         from rich.table import Table

@@ -12,11 +12,15 @@ import click
 @click.command("prepare")
 @click.argument("matrix")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key, as in run-matrix.")
-@click.option("--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable.")
+@click.option(
+    "--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable."
+)
 @click.option("--data-only", is_flag=True, help="Fetch data, train nothing.")
 @click.option("--workers", type=click.IntRange(min=1))
 @click.option("--device", default="auto", show_default=True)
-@click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True
+)
 @click.pass_obj
 def prepare(
     settings: Any,
@@ -46,7 +50,9 @@ def prepare(
             dataset = make_dataset(registry, spec.dataset.name, spec.dataset.args)
             dataset.prepare()
             info = dataset.describe()
-            click.echo(f"{spec.dataset.label}: {info.n_train} + {info.n_test} images, revision {info.revision}")
+            click.echo(
+                f"{spec.dataset.label}: {info.n_train} + {info.n_test} images, revision {info.revision}"
+            )
     if data_only:
         return
     plan = Planner(registry, loaded, RunFolder(runs / loaded.matrix.name), settings.disable).plan(only)

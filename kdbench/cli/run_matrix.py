@@ -14,15 +14,21 @@ if TYPE_CHECKING:
 
 @click.command("run-matrix")
 @click.argument("matrix")
-@click.option("--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. recipe.epochs=10.")
+@click.option(
+    "--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable."
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. recipe.epochs=10."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would run and what cannot, and leave.")
 @click.option(
     "--rerun",
     type=click.Choice(["failed", "changed", "all"]),
     help="Run again cells that failed, whose method's code changed, or all.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Cells at a time (default: one per core, or GPU).")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Cells at a time (default: one per core, or GPU)."
+)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 @click.option("--launcher", default="local", show_default=True)
 @click.option("--sink", "sinks", multiple=True, default=("mlflow",), show_default=True, metavar="mlflow|none")
@@ -101,6 +107,13 @@ def run_matrix(
     sys.exit(_exit_code(plan))
 
 
+def _console() -> Any:
+    """Return a console that does not fold tables where the output is no terminal."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
 def _check_device(device: str) -> None:
     from kdbench.errors import KdbenchError, did_you_mean
 
@@ -125,7 +138,6 @@ def _exit_code(plan: Plan) -> int:
 
 
 def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{plan.matrix.matrix.name}: {len(plan.cells)} cells, {_counts(plan)}")
@@ -136,7 +148,7 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
         pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
         role = " (teacher)" if names.role == "teacher" else ""
         table.add_row(cell.status, names.variant + role, pair, names.dataset, str(names.seed), cell.id[:12])
-    Console(soft_wrap=False).print(table)
+    _console().print(table)
     for cell in plan.cells:
         if cell.status == "not_applicable":
             click.echo(f"not applicable: {cell.label}: {cell.reason}")
@@ -155,13 +167,14 @@ def _finish(plan: Plan) -> None:
     for cell in plan.cells:
         if cell.status not in ("done", "to run"):
             first = (cell.reason or "").splitlines()[:1]
-            click.echo(f"{cell.status}: {cell.label}: {first[0] if first else ''} (log: {cell.folder / 'log.txt'})")
+            click.echo(
+                f"{cell.status}: {cell.label}: {first[0] if first else ''} (log: {cell.folder / 'log.txt'})"
+            )
     click.echo(_counts(plan))
     _point(plan)
 
 
 def _print_table(plan: Plan) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from kdbench.results.store import read_record_dict
@@ -185,7 +198,7 @@ def _print_table(plan: Plan) -> None:
         s = summarise(values)
         show = ["-" if v is None else f"{v:.2f}" for v in (s.mean, s.sd)]
         table.add_row(data, pair, method, f"{sum(v is not None for v in values)}/{len(values)}", *show)
-    Console().print(table)
+    _console().print(table)
 
 
 def _point(plan: Plan) -> None:

@@ -40,7 +40,9 @@ class BranchHandle(NetHandle):
                 logits = self._shell(feat)
         finally:
             self._inject.value = None
-        feats = {t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in self._wanted.items()}
+        feats = {
+            t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in self._wanted.items()
+        }
         return Out(logits, feats, pooled[0].flatten(1) if pooled else None)
 
 

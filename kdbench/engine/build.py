@@ -64,7 +64,13 @@ def builder(registry: Registry, arch: Arch) -> Callable[..., nn.Module]:
 
 
 def make_net(
-    registry: Registry, task: Task, arch: Arch, data: TaskData, role: str, seed: int, recipe_channels_last: bool
+    registry: Registry,
+    task: Task,
+    arch: Arch,
+    data: TaskData,
+    role: str,
+    seed: int,
+    recipe_channels_last: bool,
 ) -> nn.Module:
     """Build one network with its initialisation seeded by `seed`, on the CPU."""
     with seeded(seed):
@@ -146,9 +152,13 @@ def check_needs(needs: Needs, run: CellRun) -> None:
     if len(run.teachers) < needs.teachers:
         raise NotApplicable(f"needs {needs.teachers} teacher(s), the pair has {len(run.teachers)}")
     if run.data.num_classes < needs.min_classes:
-        raise NotApplicable(f"needs at least {needs.min_classes} classes, the data set has {run.data.num_classes}")
+        raise NotApplicable(
+            f"needs at least {needs.min_classes} classes, the data set has {run.data.num_classes}"
+        )
     if run.recipe.batch_size < needs.min_batch:
-        raise NotApplicable(f"needs batches of at least {needs.min_batch}, the recipe has {run.recipe.batch_size}")
+        raise NotApplicable(
+            f"needs batches of at least {needs.min_batch}, the recipe has {run.recipe.batch_size}"
+        )
     missing = needs.capabilities - run.task.capabilities
     if missing:
         raise NotApplicable(f"needs a task that is {sorted(missing)[0]}")
@@ -163,7 +173,9 @@ def check_needs(needs: Needs, run: CellRun) -> None:
 
 def _check_activations(teacher: NetHandle) -> None:
     if not any(teacher.has_activation(Tap(stage)) for stage in teacher.stages):
-        raise NotApplicable("needs a teacher whose stages end in an activation (no pre-activation value exists)")
+        raise NotApplicable(
+            "needs a teacher whose stages end in an activation (no pre-activation value exists)"
+        )
 
 
 def _check_channels(student: NetHandle, teacher: NetHandle) -> None:

@@ -144,9 +144,7 @@ class CellTrainer:
             )
         elif source.source == "checkpoint":
             digest = load_checkpoint(net, Path(source.ref), source.sha256)
-            ref = TeacherRef(
-                source="checkpoint", ref=Path(source.ref).name, architecture=name, sha256=digest
-            )
+            ref = TeacherRef(source="checkpoint", ref=Path(source.ref).name, architecture=name, sha256=digest)
         else:
             ref = TeacherRef(source="pretrained", ref=source.ref, architecture=name)
         self.teacher_refs.append(ref)
@@ -310,4 +308,3 @@ def provenance(registry: Registry, cell: CellFile) -> dict[str, Plugin]:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-

@@ -70,5 +70,7 @@ def load_state(path: Path) -> Any:
 
 def weights_bytes(net: torch.nn.Module) -> bytes:
     """Return a network's state dict as the bytes of a safetensors file (equal weights give equal bytes)."""
-    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()}
+    state = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()
+    }
     return save(state)

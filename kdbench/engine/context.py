@@ -113,7 +113,9 @@ class CellRun:
     def optimize(self, loss: Tensor, *names: str, retain_graph: bool = False) -> None:
         unknown = [n for n in names if n not in self.optimizers]
         if unknown:
-            raise ValueError(f"no optimizer named '{unknown[0]}' in this phase; there are {sorted(self.optimizers)}")
+            raise ValueError(
+                f"no optimizer named '{unknown[0]}' in this phase; there are {sorted(self.optimizers)}"
+            )
         chosen = [self.optimizers[n] for n in (names or self.optimizers)]
         for driven in chosen:
             driven.optimizer.zero_grad(set_to_none=True)
@@ -128,7 +130,11 @@ class CellRun:
 
     def log(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            v = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), device=self.device)
+            v = (
+                value.detach()
+                if isinstance(value, Tensor)
+                else torch.tensor(float(value), device=self.device)
+            )
             v = v.to(torch.float32)
             if name in self.means:
                 self.means[name] += v

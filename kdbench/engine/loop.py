@@ -85,6 +85,10 @@ class Loop:
     def train(self) -> Progress:
         """Train to the end, from the checkpoint if there is one. Returns the final progress."""
         resumed = self._load()
+        if resumed is not None and self.at.phase == len(self.phases):
+            # cut after the last epoch and before the record: only what was trained has to come back
+            self._restore_nets(resumed)
+            self._restore_rng(resumed)
         for number in range(self.at.phase, len(self.phases)):
             self._train_phase(number, resumed)
             resumed = None
@@ -218,7 +222,9 @@ class Loop:
         if isinstance(phase.source, str):
             streams = self.run.task_data.streams
             if phase.source not in streams:
-                raise ValueError(f"phase '{phase.name}': no stream '{phase.source}'; there are {sorted(streams)}")
+                raise ValueError(
+                    f"phase '{phase.name}': no stream '{phase.source}'; there are {sorted(streams)}"
+                )
             return len(streams[phase.source])
         return 1
 
@@ -245,7 +251,9 @@ class Loop:
             "progress": dict(vars(at)),
             "students": {name: h.net.state_dict() for name, h in run.students.items()},
             "method": self.method.state_dict(),
-            "optimizers": {n: d.optimizer.state_dict() for n, d in run.optimizers.items()} if in_phase else None,
+            "optimizers": {n: d.optimizer.state_dict() for n, d in run.optimizers.items()}
+            if in_phase
+            else None,
             "scaler": run.precision.scaler.state_dict(),
             "means": run.means if at.step else {},
             "counts": run.counts if at.step else {},

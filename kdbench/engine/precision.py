@@ -20,7 +20,9 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
         if name in ("tf32", "fp16") and device.type != "cuda":
-            raise KdbenchError(f"recipe.precision: {name} needs a CUDA device; use fp32 or bf16 on {device.type}")
+            raise KdbenchError(
+                f"recipe.precision: {name} needs a CUDA device; use fp32 or bf16 on {device.type}"
+            )
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
             torch.backends.cudnn.allow_tf32 = name == "tf32"

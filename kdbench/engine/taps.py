@@ -178,9 +178,21 @@ def grid_of(net: nn.Module, n_tokens: int) -> tuple[int, int]:
     if grid is not None and grid[0] * grid[1] == n_tokens:
         return int(grid[0]), int(grid[1])
     side = math.isqrt(n_tokens)
-    if side * side != n_tokens:
+    if n_tokens < 1 or side * side != n_tokens:
         raise NotApplicable(f"{n_tokens} tokens do not form a square grid")
     return side, side
+
+
+def _prefix(net: nn.Module, n_tokens: int) -> int:
+    """Return how many of the tokens are no patches: some nets (CaiT, XCiT) add theirs after the blocks only."""
+    prefix = int(getattr(net, "num_prefix_tokens", 0))
+    for drop in (prefix, 0):
+        try:
+            grid_of(net, n_tokens - drop)
+        except NotApplicable:
+            continue
+        return drop
+    return prefix
 
 
 def deliver(net: nn.Module, site: Site, fmt: str, value: Tensor) -> Tensor:
@@ -188,7 +200,7 @@ def deliver(net: nn.Module, site: Site, fmt: str, value: Tensor) -> Tensor:
     if fmt == "raw" or site.layout == "other":
         return value
     if site.layout == "tokens":
-        tokens = value[:, getattr(net, "num_prefix_tokens", 0) :]
+        tokens = value[:, _prefix(net, value.shape[1]) :]
         if fmt == "tokens":
             return tokens
         h, w = grid_of(net, tokens.shape[1])

@@ -26,7 +26,9 @@ def load_cell_weights(net: nn.Module, folder: Path) -> dict[str, Any]:
     path = folder / "model.safetensors"
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
-        raise KdbenchError(f"{path}: the weights are not those of the cell's record; remove the file and rerun")
+        raise KdbenchError(
+            f"{path}: the weights are not those of the cell's record; remove the file and rerun"
+        )
     net.load_state_dict(load_safetensors(data))
     return record
 

@@ -48,7 +48,8 @@ class LocalLauncher:
         ctx = context()
         waiting = sorted(jobs, key=lambda j: (len(j.after) > 0, -j.cost))
         open_ids = {j.cell_id for j in jobs}
-        bad: set[str] = set()
+        # a teacher that is neither done nor among the jobs failed in an earlier run
+        bad: set[str] = {c for j in jobs for c in j.after} - open_ids
         running: list[_Worker] = []
         free = list(range(self._slots))
         fatal: str | None = None
@@ -72,7 +73,9 @@ class LocalLauncher:
             for worker in running:
                 _kill(worker)
         if fatal:
-            raise KdbenchError(f"{fatal}; finished cells are safe: free some space and run the same command again")
+            raise KdbenchError(
+                f"{fatal}; finished cells are safe: free some space and run the same command again"
+            )
 
     def _next(self, waiting: list[Job], open_ids: set[str], bad: set[str], report: Report) -> Job | None:
         for job in list(waiting):
@@ -170,4 +173,6 @@ def _how(code: int | None, job: Job) -> str:
         hint = ", perhaps for want of memory; the same command resumes it" if -code == signal.SIGKILL else ""
         return f"the worker was killed by {name}{hint}"
     tail = log_tail(job.folder)
-    return f"the worker ended with code {code} and left no record" + (f"; its log ends:\n{tail}" if tail else "")
+    return f"the worker ended with code {code} and left no record" + (
+        f"; its log ends:\n{tail}" if tail else ""
+    )

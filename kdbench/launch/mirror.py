@@ -12,7 +12,9 @@ from kdbench.registry import Registry
 class Mirrors:
     """Opens sinks, writes records to them, and lets go of one that fails."""
 
-    def __init__(self, registry: Registry, names: Sequence[str], warn: Callable[[str], None], repair: str) -> None:
+    def __init__(
+        self, registry: Registry, names: Sequence[str], warn: Callable[[str], None], repair: str
+    ) -> None:
         self._registry, self._warn, self._repair = registry, warn, repair
         self._sinks: dict[str, Any] = {}
         self._names = [n for n in names if n != "none"]

@@ -63,7 +63,9 @@ class Plan:
 class Planner:
     """Turns a matrix into a plan; asks the registry, the data sets and (through the resolver) torch."""
 
-    def __init__(self, registry: Registry, loaded: LoadedMatrix, run: RunFolder, disable: Sequence[str]) -> None:
+    def __init__(
+        self, registry: Registry, loaded: LoadedMatrix, run: RunFolder, disable: Sequence[str]
+    ) -> None:
         self._registry, self._loaded, self._run = registry, loaded, run
         self._disable = list(disable)
         self._resolver = Resolver(registry, disable)
@@ -139,7 +141,12 @@ class Planner:
             if (alone := teacher_cell(spec)) is not None:
                 distinct.setdefault(_method_key(alone), alone)
         questions = [
-            {"ask": "method", "name": s.method.name, "preset": s.method.preset, "params": dict(s.method.params)}
+            {
+                "ask": "method",
+                "name": s.method.name,
+                "preset": s.method.preset,
+                "params": dict(s.method.params),
+            }
             for s in distinct.values()
         ]
         answers = self._resolver.ask(questions)
@@ -215,9 +222,7 @@ class Planner:
                 ) from e
         return self._digests[key]
 
-    def _file(
-        self, spec: CellSpec, method: Mapping[str, Any], teachers: list[TeacherSource]
-    ) -> CellFile:
+    def _file(self, spec: CellSpec, method: Mapping[str, Any], teachers: list[TeacherSource]) -> CellFile:
         get, info = self._registry.get, self._infos[_dataset_key(spec)]
         storage = choose_storage(spec.dataset.storage, info, spec.recipe.augment.kind)
         described: list[dict[str, Any]] = []
@@ -339,7 +344,14 @@ def _probe_question(file: CellFile) -> dict[str, Any]:
     """Return the question, without what cannot matter to the answer (seed, labels, teacher cell ids)."""
     cell = file.model_dump(mode="json")
     cell.update(cell_id="0" * 64, identity={}, seed=0, keep_epochs=[], evaluators=[], throughput=None)
-    cell["labels"] = {**cell["labels"], "seed": 0, "matrix": "", "role": "student", "variant": "", "recipe": ""}
+    cell["labels"] = {
+        **cell["labels"],
+        "seed": 0,
+        "matrix": "",
+        "role": "student",
+        "variant": "",
+        "recipe": "",
+    }
     cell["labels"].update(preset=None, fidelity="")
     for k, teacher in enumerate(cell["teachers"]):
         if teacher["source"] == "cell":

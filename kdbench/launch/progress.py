@@ -97,13 +97,21 @@ class LiveProgress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
+
+        console = Console(stderr=True)
+
+        def text(width: int) -> Column:
+            return Column(no_wrap=True, overflow="ellipsis", max_width=width)
 
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
-            console=Console(stderr=True),
+            TextColumn(
+                "{task.description}", markup=False, table_column=text(max(20, console.width * 4 // 10))
+            ),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[detail]}", markup=False, table_column=text(console.width)),
+            console=console,
         )
         self._eta = Eta()
         self._matrix: Any = None

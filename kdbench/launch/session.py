@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError
@@ -91,7 +91,8 @@ class Session:
             raise KdbenchError(f"{folder}: another kdbench is running this matrix")
         try:
             self._write_matrix()
-            jobs = [self._prepare(c, device, gpus) for c in cells]
+            chosen = {c.id for c in cells}
+            jobs = [self._prepare(c, device, gpus, chosen) for c in cells]
             self._mirrors.open(self._facts(), self._options.tracking_uri)
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
@@ -119,7 +120,7 @@ class Session:
         gpus = answer["gpus"] if answer["device"] == "cuda" else 0
         return answer["device"], gpus
 
-    def _prepare(self, cell: PlannedCell, device: str, gpus: int) -> Job:
+    def _prepare(self, cell: PlannedCell, device: str, gpus: int, chosen: set[str]) -> Job:
         cell.file.device = device
         cell.file.threads = None if gpus else 1
         cell.folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ class Session:
             cell_id=cell.id,
             folder=cell.folder,
             label=cell.label,
-            after=tuple(a for a in cell.after if self._cells[a].status != "done"),
+            after=tuple(a for a in cell.after if a in chosen or self._cells[a].status != "done"),
             timeout_s=cell.spec.timeout_s,
             cost=float(recipe.epochs * (1 + len(cell.file.teachers))),
         )
@@ -240,10 +241,8 @@ def _set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
     path = cell.folder / "result.json"
     if path.exists():
         done = False
-        try:
+        with contextlib.suppress(ValueError):
             done = json.loads(path.read_text()).get("status") == "done"
-        except ValueError:
-            pass
         if done and keep_done:
             return
         previous = cell.folder / "previous"
@@ -253,5 +252,3 @@ def _set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
     # or that failed by its own code, starts from nothing
     if cell.status in ("done", "failed", "diverged"):
         (cell.folder / "checkpoint.safetensors").unlink(missing_ok=True)
-
-

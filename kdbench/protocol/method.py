@@ -66,7 +66,9 @@ class Method(nn.Module):
     def step(self, batch: Batch | None, run: Run) -> Mapping[str, Tensor]:
         """One training step: by default one forward each and one optimizer step on the sum of the losses."""
         if batch is None:
-            raise NotImplementedError(f"{type(self).__name__} has phases without data and must override step()")
+            raise NotImplementedError(
+                f"{type(self).__name__} has phases without data and must override step()"
+            )
         with run.amp():
             teachers = [run.teach(t, batch.x) for t in run.teachers]
             student = run.student(batch.x)

@@ -32,7 +32,8 @@ def sync(
     """Write every record of a run folder to a sink; safe to repeat.
 
     A broken record, or one that the sink refuses, is counted as failed and the others go on. `progress` is
-    called with (cells handled, cells in all). `annotations` are further metrics by cell id. A sink without ``put`` cannot tell unchanged records apart, all
+    called with (cells handled, cells in all). `annotations` are
+    further metrics by cell id. A sink without ``put`` cannot tell unchanged records apart, all
     count as written. Raises KdbenchError when there is no record at all or the sink cannot be opened.
     """
     run = RunFolder(run_folder)

@@ -154,7 +154,9 @@ def _every_parameter_learns(bench: Bench) -> str:
         original(loss, *names, **kw)
         for driven in [run.optimizers[n] for n in (names or run.optimizers)]:
             seen.update(id(p) for p in driven.params)
-            reached.update(id(p) for p in driven.params if p.grad is not None and bool(p.grad.abs().sum() > 0))
+            reached.update(
+                id(p) for p in driven.params if p.grad is not None and bool(p.grad.abs().sum() > 0)
+            )
 
     run.optimize = spy  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:

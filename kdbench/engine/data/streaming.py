@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image as pil
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -47,7 +46,13 @@ class _Images(TorchDataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, list[Tensor]]:
         epoch, at = key
-        image = self.dataset.image(self.split.source, int(self.split.indices[at])).convert("RGB")
+        number = int(self.split.indices[at])
+        image: Any
+        if self.spec["crop"] is not None:
+            # the data set's own way to the square, which the resident pipeline takes too
+            image = self.dataset.arrays(self.split.source, np.array([number]))
+        else:
+            image = self.dataset.image(self.split.source, number).convert("RGB")
         names = ("", *self.spec["views"])
         views = [self._transform(image, name, epoch, at) for name in names]
         return views[0], int(self.split.labels[at]), at, views[1:]
@@ -68,9 +73,7 @@ class _Images(TorchDataset[Any]):
         """Crop and flip by view id, so that a sample's view is the one that the resident pipeline gives."""
         crop: CropFlip = self.spec["crop"]
         size = self.info.image_size
-        if image.size != (size, size):
-            image = image.resize((size, size), pil.Resampling.BILINEAR)
-        pixels = pad_images(np.asarray(image)[None], crop.padding, self.spec["padding_mode"])[0]
+        pixels = pad_images(image, crop.padding, self.spec["padding_mode"])[0]
         top, left, flip = (int(v) for v in crop.decode(self._views(epoch, view)[at]))
         pixels = pixels[top : top + size, left : left + size]
         if flip:
@@ -221,5 +224,3 @@ def _quiet_worker(_: int) -> None:
 def _to(x: Tensor, device: torch.device, channels_last: bool) -> Tensor:
     x = x.to(device, non_blocking=True)
     return x.contiguous(memory_format=torch.channels_last) if channels_last else x
-
-

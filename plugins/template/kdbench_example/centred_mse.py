@@ -13,7 +13,8 @@ from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
 def centred_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Return half the mean squared difference of centred logits, a scalar.
 
-    Both are (B, K); centred means that the mean over classes is taken out. It is the limit of ``T²·KL(teacher ‖ student)``, both softened by T, for T to infinity.
+    Both are (B, K); centred means that the mean over classes is taken out. It is the limit of
+    ``T²·KL(teacher ‖ student)``, both softened by T, for T to infinity, over the number of classes.
     """
     difference = student.float() - teacher.float()
     return 0.5 * (difference - difference.mean(dim=1, keepdim=True)).square().mean()
