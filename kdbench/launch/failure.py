@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdbench.results.schema import Failure, Labels, Record, Status
+from kdbench.results.schema import Failure, Labels, Plugin, Record, Status
 from kdbench.results.store import write_record
 
 
@@ -20,6 +20,7 @@ def failure_record(
     traceback: str | None = None,
     started_at: str | None = None,
     environment: dict[str, Any] | None = None,
+    plugins: dict[str, Plugin] | None = None,
 ) -> Record:
     """Make the record of a cell (the content of its ``cell.json``) that ended with `status`."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -35,6 +36,7 @@ def failure_record(
             traceback=None if traceback is None else traceback[-40000:],
         ),
         environment=environment or {},
+        plugins=plugins or {},
         started_at=started_at or now,
         finished_at=now,
     )

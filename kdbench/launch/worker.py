@@ -11,7 +11,11 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdbench.engine.cellspec import CellFile
+    from kdbench.registry import Registry
 
 #: Exit codes of a worker process.
 DONE, FAILED, NO_SPACE, INTERRUPTED = 0, 1, 3, 130
@@ -49,9 +53,11 @@ def run_folder(
             type_=type(e).__name__,
             traceback=traceback.format_exc() if trace else None,
             started_at=started,
+            **_circumstances(cell, registry),
         )
         return FAILED
 
+    registry = None
     try:
         registry = Registry.load(disable=cell.disable_plugins)
         CellTrainer(folder, registry, _Hooks(folder, cell.device, cell.cell_id, report, stop)).run()
@@ -74,6 +80,27 @@ def run_folder(
     finally:
         lock.close()
     return DONE
+
+
+def _circumstances(cell: CellFile, registry: Registry | None) -> dict[str, Any]:
+    """Return environment and plug-ins for a failure's record; a second failure here must not hide the first."""
+    import torch
+
+    from kdbench.engine.cell import provenance
+    from kdbench.measure.environment import capture
+
+    out: dict[str, Any] = {}
+    recipe = cell.recipe
+    with contextlib.suppress(Exception):
+        out["environment"] = capture(
+            torch.device(cell.device),
+            precision=recipe.precision,
+            deterministic=recipe.deterministic,
+            compiled=recipe.compile,
+        )
+        if registry is not None:
+            out["plugins"] = provenance(registry, cell)
+    return out
 
 
 class _Hooks:

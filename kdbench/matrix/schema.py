@@ -169,7 +169,7 @@ class Include(StrictModel):
         BeforeValidator(
             _listed, json_schema_input_type=str | TeacherItem | None | list[str | TeacherItem | None]
         ),
-    ] = Field(default=(), description="An axis that is left out; null: no teacher.")
+    ] = Field(default=(), description="Teachers by name or in full; null: no teacher.")
     student: (
         Annotated[
             tuple[ArchField, ...],

@@ -13,7 +13,7 @@ from matrices import RECIPE, write_matrix
 
 pytestmark = pytest.mark.e2e
 
-METHODS = ["vanilla", "kd", "ab"]
+METHODS = ["vanilla", "ab"]
 CELLS = 1 + len(METHODS) * 2
 EPOCHS = 3
 
@@ -60,14 +60,13 @@ def test_finished_matrix(undisturbed, kdbench):
     assert [r["status"] for r in found.values()] == ["done"] * CELLS
     assert sorted(r["labels"]["method"] for r in found.values() if r["labels"]["role"] == "student") == [
         *["ab"] * 2,
-        *["kd"] * 2,
         *["vanilla"] * 2,
     ]
     teacher = next(r for r in found.values() if r["labels"]["role"] == "teacher")
     for record in found.values():
         assert record["cost"]["epochs"] == EPOCHS
         assert record["cost"]["attempts"] == 1
-        if record["labels"]["method"] in ("kd", "ab"):
+        if record["labels"]["method"] == "ab":
             assert record["teachers"][0]["ref"] == teacher["cell_id"]
             assert record["teachers"][0]["sha256"] == teacher["weights_sha256"]
     assert (run / "board" / "index.html").exists()
@@ -88,11 +87,11 @@ def test_second_run_does_nothing(undisturbed, kdbench):
     assert seconds < 10
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_kill_of_a_worker(cut, undisturbed, kdbench, number):
     dice = random.Random(f"worker {number}")
-    # the first moments are in the teacher, in the run's middle and near its end
-    started, run = cut(round((0.05 + 0.4 * number) * CELLS * EPOCHS))
+    # in the teacher, then in the middle of the run
+    started, run = cut(1 + number * CELLS * EPOCHS // 2)
     worker = wait_until(started.workers, "a worker")[0]
     time.sleep(dice.uniform(0, 0.2))
     try:
@@ -112,10 +111,10 @@ def test_kill_of_a_worker(cut, undisturbed, kdbench, number):
     check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_kill_of_the_parent(cut, undisturbed, kdbench, number):
     dice = random.Random(f"parent {number}")
-    started, run = cut(1 + round(0.4 * number * CELLS * EPOCHS))
+    started, run = cut(2 + 6 * number)
     time.sleep(dice.uniform(0, 0.4))
     workers = started.workers()
     started.process.kill()
@@ -126,7 +125,7 @@ def test_kill_of_the_parent(cut, undisturbed, kdbench, number):
 
 
 def test_kill_of_both_twice(cut, undisturbed, kdbench):
-    for number, epochs in enumerate((4, 11)):
+    for number, epochs in enumerate((4, 9)):
         started, run = cut(epochs)
         time.sleep(random.Random(number).uniform(0, 0.3))
         for pid in [*started.workers(), started.pid]:

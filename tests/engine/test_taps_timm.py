@@ -16,7 +16,7 @@ from kdbench_architectures.resnet_cifar import resnet20, resnet56
 from kdbench_architectures.timm_provider import build
 from kdbench_architectures.wrn_cifar import wrn_16_2
 
-#: Smallest convenient input of each family; vgg's head makes 128 M parameters unless it is narrowed.
+#: Smallest convenient input of each family; vgg's head makes 128 M parameters at full width.
 ARCHITECTURES: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet18": (64, {}),
     "resnet26d": (32, {}),
@@ -27,8 +27,8 @@ ARCHITECTURES: dict[str, tuple[int, dict[str, Any]]] = {
     "resnetv2_50": (32, {}),
     "regnetx_002": (64, {}),
     "regnety_002": (64, {}),
-    "vgg11": (32, {"num_features": 64}),
-    "vgg11_bn": (32, {"num_features": 64}),
+    "vgg11": (32, {"mlp_ratio": 0.02}),
+    "vgg11_bn": (32, {"mlp_ratio": 0.02}),
     "densenet121": (32, {}),
     "mobilenetv1_100": (32, {}),
     "mobilenetv2_050": (64, {}),
@@ -96,6 +96,8 @@ def make(name: str, size: int, **args: Any) -> nn.Module:
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 1:
             nn.init.uniform_(weight, 0.5, 1.5)
+            if isinstance(getattr(module, "bias", None), Tensor):
+                nn.init.normal_(module.bias)  # type: ignore[arg-type]
     return net
 
 
@@ -115,7 +117,7 @@ def folded(net: nn.Module, value: Tensor, channels: int) -> Tensor:
             value = value[:, net.num_prefix_tokens :]  # type: ignore[index, misc]
             side = int(value.shape[1] ** 0.5)
         return value.transpose(1, 2).reshape(len(value), value.shape[2], side, side)
-    nhwc = value.shape[3] == channels and (value.shape[1] != channels or net.output_fmt == "NHWC")
+    nhwc = value.shape[3] == channels and (value.shape[1] != channels or getattr(net, "output_fmt", "") == "NHWC")
     return value.permute(0, 3, 1, 2) if nhwc else value
 
 
@@ -189,7 +191,9 @@ def check_pre_values(net: nn.Module, handle: NetHandle, x: Tensor) -> None:
             assert handle.has_activation(tap)
             assert torch.equal(copy.deepcopy(activation)(pre.clone()), seen[site.nth])
         if getattr(activation, "inplace", False) and isinstance(activation, nn.ReLU):
-            assert (pre < 0).any()
+            # legacy SE blocks rectify before squeeze-and-excitation: their sum has no negative values
+            sum_of_rectified = type(net).__name__ == "SENet" and stage > 0
+            assert bool((pre < 0).any()) != sum_of_rectified
 
 
 def check_gradients(net: nn.Module, handle: NetHandle, x: Tensor) -> None:

@@ -61,13 +61,15 @@ class _Images(TorchDataset[Any]):
         if self.spec["crop"] is not None:
             return self._crop(image, view, epoch, at)
         seed = derive_seed(self.spec["seed"], "augment", view, epoch, at)
-        before = random.getstate()
+        before, numpy_before = random.getstate(), np.random.get_state()
         try:
             random.seed(seed)
+            np.random.seed(seed % 2**32)  # timm's RandAugment chooses its operations by numpy
             with seeded(seed):
                 return self._compose(view)(image)
         finally:
             random.setstate(before)
+            np.random.set_state(numpy_before)
 
     def _crop(self, image: Any, view: str, epoch: int, at: int) -> Tensor:
         """Crop and flip by view id, so that a sample's view is the one that the resident pipeline gives."""

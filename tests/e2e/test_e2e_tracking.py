@@ -1,0 +1,70 @@
+"""A tracking server that is down costs nothing, and `kdbench sync` makes up for it."""
+
+import json
+import socket
+
+import pytest
+from commands import done_files, records
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def closed_port():
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield probe.getsockname()[1]
+
+
+def test_tracking_down_then_sync(kdbench, tiny_matrix, closed_port):
+    matrix = tiny_matrix("tracked")
+    uri = f"http://127.0.0.1:{closed_port}"
+    down = kdbench.run(matrix, "--tracking-uri", uri)
+    assert down.returncode == 0, down.stderr
+    warnings = [line for line in down.stderr.splitlines() if line.startswith("warning: sink 'mlflow'")]
+    assert len(warnings) == 1
+    assert "`kdbench sync tracked` repairs it" in warnings[0]
+    run = kdbench.cwd / "runs" / "tracked"
+    kept = done_files(run)
+    assert len(kept) == 2
+
+    store = f"sqlite:///{kdbench.cwd / 'store.db'}"
+    sync = kdbench("sync", "tracked", "--tracking-uri", store)
+    assert sync.returncode == 0, sync.stderr
+    assert "2 written, 0 unchanged, 0 failed" in sync.stdout
+    again = kdbench("sync", "tracked", "--tracking-uri", store)
+    assert "0 written, 2 unchanged, 0 failed" in again.stdout
+    assert done_files(run) == kept
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("kdbench/tracked")
+    runs = client.search_runs([experiment.experiment_id])
+    by_cell = {r.data.tags["kdbench.cell_id"]: r for r in runs if "kdbench.cell_id" in r.data.tags}
+    assert set(by_cell) == set(records(run))
+    for cell, found in by_cell.items():
+        curves = (run / "cells" / cell / "curves.jsonl").read_text().splitlines()
+        losses = [json.loads(line)["train"]["loss"] for line in curves]
+        history = client.get_metric_history(found.info.run_id, "train/loss")
+        assert [m.value for m in sorted(history, key=lambda m: m.step)] == pytest.approx(losses)
+        assert found.data.metrics["final/top1"] == pytest.approx(
+            records(run)[cell]["deployables"]["student"]["last"]["top1"]
+        )
+        assert found.info.status == "FINISHED"
+
+
+def test_wrong_tracking_uri(kdbench, tiny_matrix):
+    done = kdbench.run(tiny_matrix("typo", seeds=1), "--tracking-uri", "sqlit:///x.db")
+    assert done.returncode == 0, done.stderr
+    assert "warning: sink 'mlflow' is off" in done.stderr
+    assert len(done_files(kdbench.cwd / "runs" / "typo")) == 2
+
+
+def test_default_store(kdbench, tiny_matrix):
+    done = kdbench.run(tiny_matrix("plain"), "--sink", "mlflow")
+    assert done.returncode == 0, done.stderr
+    assert (kdbench.cwd / "mlflow.db").exists()
+    sync = kdbench("sync", "plain")
+    assert "0 written, 2 unchanged, 0 failed" in sync.stdout
