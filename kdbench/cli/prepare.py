@@ -19,7 +19,7 @@ import click
 @click.option("--workers", type=click.IntRange(min=1))
 @click.option("--device", default="auto", show_default=True)
 @click.option(
-    "--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
 )
 @click.pass_obj
 def prepare(

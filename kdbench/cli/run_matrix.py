@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs",
     "runs",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     default=Path("runs"),
     show_default=True,
     help="Folder of run folders.",

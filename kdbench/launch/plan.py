@@ -73,6 +73,7 @@ class Planner:
         self._data_args: dict[str, dict[str, Any]] = {}
         self._methods: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, str] = {}
+        self._trained: dict[tuple[Any, ...], PlannedCell] = {}
 
     def plan(self, only: Sequence[str] = ()) -> Plan:
         """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
@@ -82,6 +83,7 @@ class Planner:
         self._describe_datasets(specs)
         self._resolve_methods(specs)
         cells: dict[str, PlannedCell] = {}
+        self._trained.clear()
         for spec in specs:
             self._add(spec, cells)
         planned = list(cells.values())
@@ -116,6 +118,18 @@ class Planner:
                 if f'"{name}"' in json.dumps(item):
                     return (*path, i)
         return path
+
+    def _culprit(self, spec: CellSpec, message: str) -> tuple[Any, ...]:
+        """Return the key path of what a message is about: an architecture that it names, or the method."""
+        for arch in (spec.student, spec.teacher):
+            if arch is None:
+                continue
+            if any(f"'{name}'" in message for name in (arch.name, arch.name.rpartition(":")[2])):
+                for key in ("pairs", "teachers", "students"):
+                    path = self._find((key,), arch.name)
+                    if len(path) > 1:
+                        return path
+        return spec.source
 
     def _describe_datasets(self, specs: Sequence[CellSpec]) -> None:
         from kdbench.engine.build_dataset import make_dataset
@@ -204,9 +218,13 @@ class Planner:
             )
         if teacher.pretrained:
             return TeacherSource(architecture=arch, source="pretrained", ref=teacher.name), None
-        alone = teacher_cell(spec, k)
-        assert alone is not None
-        trained = self._add(alone, cells, keep=route)
+        # the specs live as long as the plan is made, so their parts are known by identity
+        key = (spec.task, id(teacher), id(spec.dataset), k, route)
+        trained = self._trained.get(key)
+        if trained is None:
+            alone = teacher_cell(spec, k)
+            assert alone is not None
+            trained = self._trained[key] = self._add(alone, cells, keep=route)
         return TeacherSource(architecture=arch, source="cell", ref=trained.id), trained.id
 
     def _hash(self, path: Path) -> str:
@@ -294,7 +312,7 @@ class Planner:
         for group, answer in zip(groups.values(), answers, strict=True):
             spec = group[0].spec
             if answer.get("error"):
-                raise MatrixError(f"{self._loaded.where(*spec.source)}: {answer['error']}")
+                raise MatrixError(f"{self._loaded.where(*self._culprit(spec, answer['error']))}: {answer['error']}")
             for cell in group:
                 if answer.get("reason"):
                     cell.status, cell.reason = "not_applicable", answer["reason"]

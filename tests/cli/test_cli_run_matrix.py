@@ -12,6 +12,8 @@ from commands import Command, by_variant, done_files, error_line, records
 from matrices import DIGITS, STUDENT, TEACHER, matrix, write_matrix
 from PIL import Image
 
+from kdbench.cli import main
+
 PAIR = {"teacher": TEACHER, "student": STUDENT}
 
 
@@ -27,13 +29,19 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def refused(finished, tmp_path):
-    """Run the matrix 'bad' with other keys, and return the line of its error."""
+def refused(finished, tmp_path, monkeypatch, capfd):
+    """Run the matrix 'bad' with other keys in this process, and return the line of its error."""
     folder, kept = finished
+    monkeypatch.chdir(folder)
 
     def run(*arguments, **overrides):
         path = write_matrix(tmp_path / "bad.yaml", **{"name": "bad", **overrides})
-        line = error_line(Command(folder).run(path, *arguments))
+        line = ["run-matrix", str(path), "--sink", "none", *arguments]
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(line, prog_name="kdbench")
+        out, err = capfd.readouterr()
+        line = error_line(subprocess.CompletedProcess(line, ended.value.code, out, err))
         assert done_files(folder / "runs" / "bad") == kept
         return line
 
@@ -45,7 +53,7 @@ def refused(finished, tmp_path):
     [
         ({"methods": ["kdd"]}, ["bad.yaml:", "'kdd'", "did you mean", "'kd'"]),
         ({"methods": ["vanila"]}, ["bad.yaml:", "'vanilla'"]),
-        ({"pairs": [{"teacher": "timm:test_resnett", "student": STUDENT}]}, ["bad.yaml:", "timm:test_resnet"]),
+        ({"pairs": [{"teacher": "timm:test_resnett", "student": STUDENT}]}, ["bad.yaml:4:", "'test_resnet'"]),
         ({"pairs": [{"teacher": "resnet21", "student": STUDENT}]}, ["bad.yaml:", "'resnet20'"]),
         ({"datasets": ["digit"]}, ["bad.yaml:", "'digits'"]),
         ({"task": "clasification"}, ["bad.yaml:", "'classification'"]),
@@ -116,7 +124,7 @@ def test_missing_matrix(finished):
     ("arguments", "expected"),
     [
         (["--only", "methd=kd"], ["methd", "method"]),
-        (["--only", "method=dk"], ["'kd'"]),
+        (["--only", "method=kd2"], ["'kd'"]),
         (["--set", "recipe.epoch=3"], ["epoch", "epochs"]),
         (["--set", "seeds=x"], ["seeds"]),
         (["--device", "cpuu"], ["cpuu", "'cpu'"]),

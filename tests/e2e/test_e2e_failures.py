@@ -48,7 +48,7 @@ class Saboteur(Method):
             raise MemoryError("no room for 8 EiB")
         return {"task": loss}
 """
-MENDED = METHOD.replace("act = self.hp.act", "act = 'none' and self.hp.act")
+MENDED = METHOD.replace("act = self.hp.act if", "act = 'none' if")
 STATUS = {"raise": "failed", "exit": "crashed", "hang": "timeout", "nan": "diverged", "memory": "oom"}
 
 

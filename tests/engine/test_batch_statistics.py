@@ -34,8 +34,7 @@ def by_hand(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
         mean = value.mean((0, 2, 3), keepdim=True)
         var = value.var((0, 2, 3), unbiased=False, keepdim=True)
         scaled = (value - mean) / torch.sqrt(var + module.eps)
-        scaled = scaled * module.weight[:, None, None] + module.bias[:, None, None]
-        return scaled
+        return scaled * module.weight[:, None, None] + module.bias[:, None, None]
 
     twin = copy.deepcopy(net)
     for module in twin.modules():
@@ -101,7 +100,6 @@ def test_teach_takes_the_statistics_that_are_asked_for(run: Any) -> None:
     assert torch.equal(run.teach(run.teacher, x).logits, plain)
     run.teacher_bn = "batch"
     assert torch.equal(run.teach(run.teacher, x).logits, batch)
-
 
 
 def test_a_cell_without_teacher_says_so(start: Any) -> None:

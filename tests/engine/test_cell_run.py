@@ -25,7 +25,7 @@ from kdbench.results.store import RunFolder, atomic_write_bytes, parse_record
 MATRIX = """
 name: tiny
 datasets: [{name: digits, limit_train: 96, limit_test: 40}]
-pairs: [{teacher: "timm:test_vit", student: "timm:test_vit"}]
+pairs: [{teacher: "timm:test_vit2", student: "timm:test_vit"}]
 methods: [vanilla, kd, fitnet]
 seeds: [0]
 evaluators: [teacher-agreement]
@@ -300,7 +300,7 @@ def test_data_set_that_changed_since_the_plan(
     cell = json.loads((folder / "cell.json").read_text())
     cell["dataset"]["revision"] = "digits-v0"
     (folder / "cell.json").write_text(json.dumps(cell))
-    with pytest.raises(KdbenchError, match="data set 'digits.*changed since the matrix was planned"):
+    with pytest.raises(KdbenchError, match=r"data set 'digits.*changed since the matrix was planned"):
         CellTrainer(folder, registry).run()
 
 

@@ -66,7 +66,7 @@ def test_phases_need_distinct_names(phases: list[Phase]) -> None:
 
 
 def test_rows_tell_each_epoch(start: Start) -> None:
-    run, method, loop = start(Plain, epochs=3)
+    run, _, loop = start(Plain, epochs=3)
     at = loop.train()
     assert [row["epoch"] for row in at.rows] == [1, 2, 3]
     assert at.total_epochs == 3
@@ -168,7 +168,9 @@ def test_unknown_optimizer_is_named(start: Start) -> None:
             run.optimize(run.task.loss(run.student(batch.x), batch), "students")
             return {}
 
-    with pytest.raises(ValueError, match=r"no optimizer named 'students' in this phase; there are \['main'\]"):
+    with pytest.raises(
+        ValueError, match=r"no optimizer named 'students' in this phase; there are \['main'\]"
+    ):
         start(Wrong)[2].train()
 
 
@@ -433,7 +435,7 @@ def test_a_run_on_the_gpu_follows_the_cpu(start: Start, tmp_path: Path) -> None:
 
     losses = {}
     for device in ("cpu", "cuda"):
-        run, _, loop = start(NoDropout, folder=tmp_path / device, device=device)
+        _, _, loop = start(NoDropout, folder=tmp_path / device, device=device)
         loop._evaluate = dict
         losses[device] = [row["train"]["loss"] for row in loop.train().rows]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4)

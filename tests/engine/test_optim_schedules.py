@@ -197,13 +197,15 @@ def test_unknown_optimizer() -> None:
 def test_unknown_argument_of_an_optimizer() -> None:
     spec = recipe({"name": "constant"})
     opts = {"g": Opt((nn.Linear(2, 2),), kind="adam", kw={"speed": 3})}
-    with pytest.raises(KdbenchError, match="optimizer 'adam'.*speed"):
+    with pytest.raises(KdbenchError, match=r"optimizer 'adam'.*speed"):
         build_optimizers(opts, spec, epochs=1, steps_per_epoch=1)
 
 
 def test_optimizer_without_parameters() -> None:
     with pytest.raises(ValueError, match="optimizer 'main' has no parameters"):
-        build_optimizers({"main": Opt((nn.ReLU(),))}, recipe({"name": "constant"}), epochs=1, steps_per_epoch=1)
+        build_optimizers(
+            {"main": Opt((nn.ReLU(),))}, recipe({"name": "constant"}), epochs=1, steps_per_epoch=1
+        )
 
 
 def test_trainable_takes_each_parameter_once_and_nothing_else() -> None:

@@ -117,7 +117,9 @@ def folded(net: nn.Module, value: Tensor, channels: int) -> Tensor:
             value = value[:, net.num_prefix_tokens :]  # type: ignore[index, misc]
             side = int(value.shape[1] ** 0.5)
         return value.transpose(1, 2).reshape(len(value), value.shape[2], side, side)
-    nhwc = value.shape[3] == channels and (value.shape[1] != channels or getattr(net, "output_fmt", "") == "NHWC")
+    nhwc = value.shape[3] == channels and (
+        value.shape[1] != channels or getattr(net, "output_fmt", "") == "NHWC"
+    )
     return value.permute(0, 3, 1, 2) if nhwc else value
 
 
@@ -243,7 +245,9 @@ def test_stage_out_of_range(at: int) -> None:
 
 def test_unknown_path_suggests_the_nearest() -> None:
     handle = handle_of(make("test_resnet", 32), 32)
-    with pytest.raises(NotApplicable, match="'layer1.0.conv9' is not a module .*did you mean 'layer1.0.conv"):
+    with pytest.raises(
+        NotApplicable, match=r"'layer1.0.conv9' is not a module .*did you mean 'layer1.0.conv"
+    ):
         handle.want(Tap("layer1.0.conv9"))
 
 

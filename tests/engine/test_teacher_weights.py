@@ -138,7 +138,9 @@ def test_weights_of_a_cell(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_those_of_the_record(tmp_path: Path) -> None:
     folder = cell(tmp_path / "c", weights_bytes(net(1)), digest="0" * 64)
-    with pytest.raises(KdbenchError, match=r"model\.safetensors: the weights are not those of the cell's record"):
+    with pytest.raises(
+        KdbenchError, match=r"model\.safetensors: the weights are not those of the cell's record"
+    ):
         load_cell_weights(net(2), folder)
 
 

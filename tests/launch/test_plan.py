@@ -1,0 +1,175 @@
+"""The plan: statuses from disk, shared teachers, and what cannot be."""
+
+import json
+
+import pytest
+from factories import make_record
+from matrices import DIGITS, RECIPE, STUDENT, TEACHER, write_matrix
+
+from kdbench.errors import KdbenchError
+from kdbench.launch import plan as plan_module
+from kdbench.launch.plan import Planner
+from kdbench.matrix import load_matrix
+from kdbench.registry import Registry
+from kdbench.results.store import RunFolder
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return Registry.load()
+
+
+@pytest.fixture
+def make_plan(tmp_path, registry):
+    def make(*, only=(), **overrides):
+        path = write_matrix(tmp_path / "m.yaml", name="m", **overrides)
+        return Planner(registry, load_matrix(str(path)), RunFolder(tmp_path / "run"), ()).plan(only)
+
+    return make
+
+
+def finish(cell, **more):
+    """Put a record of `cell` on disk."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    record = make_record(
+        cell_id=cell.id,
+        identity=cell.file.identity,
+        labels=cell.file.labels.model_dump(),
+        plugins={"method": {"code": None}},
+        **more,
+    )
+    (cell.folder / "result.json").write_text(json.dumps(record))
+
+
+def test_teachers_come_first_and_are_shared(make_plan):
+    plan = make_plan(methods=["vanilla", "kd", "dkd"], seeds=3)
+    assert len(plan.cells) == 10
+    teacher, *students = plan.cells
+    assert teacher.file.labels.role == "teacher"
+    assert {c.file.labels.role for c in students} == {"student"}
+    assert [c.after for c in students if c.file.method == "vanilla"] == [[]] * 3
+    assert [c.after for c in students if c.file.method != "vanilla"] == [[teacher.id]] * 6
+    assert len({c.id for c in plan.cells}) == 10
+    assert plan.counts() == {"to run": 10}
+
+
+def test_same_plan_again(make_plan):
+    first, second = (make_plan(methods=["vanilla", "kd"], seeds=2) for _ in range(2))
+    assert [c.id for c in first.cells] == [c.id for c in second.cells]
+
+
+def test_order_of_methods_and_labels_do_not_enter_the_ids(make_plan):
+    first = make_plan(methods=["vanilla", "kd"])
+    second = make_plan(methods=["kd", {"name": "vanilla", "label": "alone"}], title="another title")
+    assert {c.id for c in first.cells} == {c.id for c in second.cells}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {**RECIPE, "epochs": 3}},
+        {"datasets": [{**DIGITS, "limit_train": 96}]},
+        {"seeds": [7]},
+        {"pairs": [{"teacher": TEACHER, "student": "resnet8"}]},
+    ],
+)
+def test_what_changes_the_result_changes_the_id(make_plan, change):
+    base = make_plan(methods=["vanilla"])
+    other = make_plan(methods=["vanilla"], **change)
+    assert not {c.id for c in base.cells} & {c.id for c in other.cells}
+
+
+def test_two_teachers_of_different_seeds(make_plan):
+    plan = make_plan(methods=["feed", "kd"])
+    teachers = [c for c in plan.cells if c.file.labels.role == "teacher"]
+    assert [c.spec.seed for c in teachers] == [0, 1]
+    feed = next(c for c in plan.cells if c.file.method == "feed")
+    kd = next(c for c in plan.cells if c.file.method == "kd")
+    assert feed.after == [c.id for c in teachers]
+    assert kd.after == [teachers[0].id]
+
+
+def test_student_that_is_also_the_teacher(make_plan):
+    """A network trained alone is one cell, whether asked for as a student, a teacher or both."""
+    pairs = [{"teacher": TEACHER, "student": STUDENT}, {"teacher": None, "student": TEACHER}]
+    plan = make_plan(methods=["vanilla", "kd"], pairs=pairs)
+    cells = [c for c in plan.cells if c.file.student.name == TEACHER and c.file.method == "vanilla"]
+    assert len(cells) == 1
+    assert cells[0].file.labels.role == "student"
+    kd = next(c for c in plan.cells if c.file.method == "kd" and c.status == "to run")
+    assert kd.after == [cells[0].id]
+
+
+def test_route_is_asked_of_the_teacher(make_plan):
+    rco = {"name": "rco", "params": {"anchors": 2}}
+    plan = make_plan(methods=["kd", rco], recipe={**RECIPE, "epochs": 4})
+    (teacher,) = [c for c in plan.cells if c.file.labels.role == "teacher"]
+    assert teacher.file.keep_epochs == [2, 4]
+    finish(teacher)
+    (teacher.folder / "model.safetensors").write_bytes(b"")
+    again = make_plan(methods=["kd", rco], recipe={**RECIPE, "epochs": 4})
+    assert again.cells[0].status == "to run"
+    assert again.cells[0].reason == "its weights or route are needed again"
+    (teacher.folder / "route").mkdir()
+    for epoch in (2, 4):
+        (teacher.folder / "route" / f"epoch-{epoch:04d}.safetensors").write_bytes(b"")
+    assert make_plan(methods=["kd", rco], recipe={**RECIPE, "epochs": 4}).cells[0].status == "done"
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "crashed", "timeout", "diverged", "oom", "interrupted"])
+def test_status_of_a_record(make_plan, status):
+    (cell,) = make_plan(methods=["vanilla"]).cells
+    finish(cell, status=status)
+    (seen,) = make_plan(methods=["vanilla"]).cells
+    assert seen.status == status
+
+
+def test_checkpoint_without_record_is_interrupted(make_plan):
+    (cell,) = make_plan(methods=["vanilla"]).cells
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "checkpoint.safetensors").write_bytes(b"")
+    assert make_plan(methods=["vanilla"]).cells[0].status == "interrupted"
+
+
+def test_unreadable_record_is_run_again(make_plan):
+    (cell,) = make_plan(methods=["vanilla"]).cells
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "result.json").write_text("{")
+    (seen,) = make_plan(methods=["vanilla"]).cells
+    assert seen.status == "to run"
+    assert "cannot be read" in seen.reason
+
+
+def test_other_code_of_the_method_is_seen(make_plan, monkeypatch):
+    (cell,) = make_plan(methods=["vanilla"]).cells
+    finish(cell)
+    record = json.loads((cell.folder / "result.json").read_text())
+    record["plugins"]["method"]["code"] = "0" * 16
+    (cell.folder / "result.json").write_text(json.dumps(record))
+    (seen,) = make_plan(methods=["vanilla"]).cells
+    assert (seen.status, seen.stale) == ("done", True)
+    import kdbench.registry
+
+    monkeypatch.setattr(kdbench.registry, "code_digest", lambda target: "0" * 16)
+    assert plan_module._stale(record, Registry.load(), cell.file) is False
+
+
+def test_only(make_plan):
+    plan = make_plan(methods=["vanilla", "kd"], seeds=2, only=["method=kd", "seed=1"])
+    assert [(c.file.labels.role, c.file.method, c.spec.seed) for c in plan.cells] == [
+        ("teacher", "vanilla", 0),
+        ("student", "kd", 1),
+    ]
+
+
+def test_not_applicable_with_reason(make_plan):
+    plan = make_plan(methods=["ab"], pairs=[{"teacher": "timm:test_vit", "student": STUDENT}])
+    cell = next(c for c in plan.cells if c.file.method == "ab")
+    assert cell.status == "not_applicable"
+    assert "activation" in cell.reason
+
+
+def test_unknown_name_comes_with_file_and_line(make_plan, tmp_path):
+    with pytest.raises(KdbenchError, match=rf"^{tmp_path}/m\.yaml:\d+: .*'kdd'.*did you mean") as raised:
+        make_plan(methods=["kdd"])
+    assert "\n" not in str(raised.value)
