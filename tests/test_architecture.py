@@ -82,7 +82,10 @@ def test_light_rooms_import_nothing_heavy(module):
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("package", ["kdbench_methods", "kdbench_architectures", "kdbench_datasets", "kdbench_tasks"])
+PLUGINS = ("kdbench_methods", "kdbench_architectures", "kdbench_datasets", "kdbench_tasks")
+
+
+@pytest.mark.parametrize("package", PLUGINS)
 def test_plugin_packages_answer_without_torch(package):
     code = f"import sys, {package}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -119,7 +122,11 @@ def test_wheel_holds_the_data_files(wheel):
     for path in CORE.rglob("*"):
         if path.suffix in (".yaml", ".j2", ".css", ".js", ".svg", ".py"):
             assert str(path.relative_to(REPOSITORY)) in names
-    assert {"kdbench_methods/__init__.py", "kdbench_tasks/__init__.py", "kdbench_datasets/__init__.py"} <= names
+    assert {
+        "kdbench_methods/__init__.py",
+        "kdbench_tasks/__init__.py",
+        "kdbench_datasets/__init__.py",
+    } <= names
     assert not [n for n in names if n.startswith(("tests", "leaderboards", "plugins"))]
 
 

@@ -52,7 +52,7 @@ def resolution_stages(info: Sequence[dict[str, Any]]) -> tuple[int, ...]:
     """Return the indices of the resolution stages: no stem; four evenly spaced blocks of isotropic models."""
     n = len(info)
     if n > 4 and len({entry.get("reduction") for entry in info}) == 1:
-        return tuple(round((k + 1) * n / 4) - 1 for k in range(4))
+        return tuple(int((k + 1) * n / 4 + 0.5) - 1 for k in range(4))
     if n > 1:
         heads = [re.sub(r"[\d.]+", "", str(entry["module"]).rsplit(".", 1)[-1]) for entry in info[:2]]
         roots = [str(entry["module"]).split(".")[0].rstrip("0123456789") for entry in info[:2]]

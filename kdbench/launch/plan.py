@@ -312,7 +312,8 @@ class Planner:
         for group, answer in zip(groups.values(), answers, strict=True):
             spec = group[0].spec
             if answer.get("error"):
-                raise MatrixError(f"{self._loaded.where(*self._culprit(spec, answer['error']))}: {answer['error']}")
+                where = self._loaded.where(*self._culprit(spec, answer["error"]))
+                raise MatrixError(f"{where}: {answer['error']}")
             for cell in group:
                 if answer.get("reason"):
                     cell.status, cell.reason = "not_applicable", answer["reason"]

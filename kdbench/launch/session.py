@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.failure import failure_record, write_failure
 from kdbench.launch.locks import FileLock
@@ -158,7 +158,11 @@ class Session:
             self._progress.cell_ended(cell, "cut", "saved; the same command resumes it")
         elif kind in ("finished", "died"):
             if kind == "died":
-                write_failure(cell.folder, event["status"], event["message"])
+                try:
+                    write_failure(cell.folder, event["status"], event["message"])
+                except RecordError:
+                    # a finished cell that ran again for its weights or route keeps its result
+                    self._progress.note(f"warning: {cell.label}: {event['message']}; its earlier result stays")
             record = read_record_dict(cell.folder / "result.json")
             cell.status = record["status"]
             cell.reason = (record.get("error") or {}).get("message")

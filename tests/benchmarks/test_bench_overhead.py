@@ -62,7 +62,11 @@ class Bare:
         self.hp = hp
         recipe = run.recipe.optimizer
         self.optimizer = create_optimizer_v2(
-            self.student, opt=recipe.name, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+            self.student,
+            opt=recipe.name,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            momentum=recipe.momentum,
         )
 
     def epoch(self, number):
@@ -119,6 +123,8 @@ def test_overhead_of_training_steps(benchmark, trainer):
         "bare_step_ms": 1e3 * statistics.median(bare_s) / STEPS,
         "kdbench_step_ms": 1e3 * statistics.median(ours_s) / STEPS,
     }
-    print(f"\nkdbench / bare loop: {ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f} over {len(ratios)} epochs)")
+    print(
+        f"\nkdbench / bare loop: {ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f} over {len(ratios)} epochs)"
+    )
     # the goal is 1.05; the bound leaves room for a machine that is busy
     assert ratio < 1.25

@@ -44,7 +44,9 @@ def test_skip_1000_finished_cells(benchmark, finished):
     command = [sys.executable, "-m", "kdbench", "run-matrix", "skip.yaml", "--sink", "none"]
 
     def skip():
-        return subprocess.run(command, cwd=finished, env=os.environ, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=finished, env=os.environ, capture_output=True, text=True, check=False
+        )
 
     done = benchmark.pedantic(skip, rounds=5, warmup_rounds=1)
     assert done.returncode == 0, done.stderr

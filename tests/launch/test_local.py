@@ -71,7 +71,9 @@ def run(tmp_path, monkeypatch):
 
 
 def ends(events):
-    return {e["cell_id"]: e.get("status", e["event"]) for e in events if e["event"] not in ("started", "epoch")}
+    return {
+        e["cell_id"]: e.get("status", e["event"]) for e in events if e["event"] not in ("started", "epoch")
+    }
 
 
 def test_events_of_a_good_cell(run):
@@ -99,7 +101,7 @@ def test_how_a_worker_ends(run, word, event, status, message):
 def test_one_end_never_stops_the_others(run):
     words = ["exit", "done", "killed", "done", "fail", "segfault", "done"]
     events = run({f"c{i}": (word, {}) for i, word in enumerate(words)}, workers=2)
-    assert list(sorted(ends(events).items())) == [
+    assert sorted(ends(events).items()) == [
         ("c0", "crashed"),
         ("c1", "finished"),
         ("c2", "interrupted"),
@@ -145,7 +147,9 @@ def test_students_of_a_dead_teacher_never_start(run, tmp_path):
 
 
 def test_longest_first(run, tmp_path):
-    run({"short": ("done", {"cost": 1.0}), "long": ("done", {"cost": 5.0}), "middle": ("done", {"cost": 2.0})})
+    run(
+        {"short": ("done", {"cost": 1.0}), "long": ("done", {"cost": 5.0}), "middle": ("done", {"cost": 2.0})}
+    )
     order = sorted(("short", "long", "middle"), key=lambda c: float((tmp_path / c / "began").read_text()))
     assert order == ["long", "middle", "short"]
 
@@ -186,5 +190,3 @@ def test_slots_go_round_the_gpus(run, monkeypatch):
 def test_one_gpu_is_left_as_it_is(run):
     events = run({"a": ("done", {})}, gpus=1)
     assert events[0]["environment"] == {}
-
-

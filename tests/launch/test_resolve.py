@@ -1,0 +1,95 @@
+"""Questions that need torch are asked of another process, and answers are kept while the code is the same."""
+
+import pytest
+
+from kdbench.errors import KdbenchError
+from kdbench.launch import resolve
+from kdbench.launch.resolve import Resolver
+from kdbench.registry import Registry
+
+
+@pytest.fixture
+def resolver(monkeypatch, tmp_path):
+    """A resolver with a cache of its own that notes what it asks a process; returns (resolver, notes)."""
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path))
+    made, asked = Resolver(Registry.load()), []
+    real = made._in_process
+
+    def noted(questions):
+        asked.append(len(questions))
+        return real(questions)
+
+    monkeypatch.setattr(made, "_in_process", noted)
+    return made, asked
+
+
+def method(name, **more):
+    return {"ask": "method", "name": name, "preset": None, "params": {}, **more}
+
+
+def test_method_answers(resolver):
+    ask, _ = resolver
+    kd, ffl, bad = ask.ask(
+        [method("kd", params={"temperature": 2}), method("ffl"), method("kd", params={"tempreature": 2})]
+    )
+    assert kd["params"]["temperature"] == 2.0
+    assert (kd["teachers"], kd["error"]) == (1, None)
+    assert ffl["teachers"] == 0
+    assert "tempreature: unknown (did you mean 'temperature'" in bad["error"]
+
+
+def test_answers_are_kept_and_errors_are_not(resolver):
+    ask, asked = resolver
+    questions = [method("kd"), method("dkd"), method("kd", preset="nowhere")]
+    first = ask.ask(questions)
+    second = ask.ask(questions)
+    assert first == second
+    assert asked == [3, 1]
+
+
+def test_changed_code_is_asked_again(resolver, monkeypatch):
+    ask, asked = resolver
+    ask.ask([method("kd")])
+    monkeypatch.setattr(resolve, "code_digest", lambda target: f"new {target}")
+    ask.ask([method("kd")])
+    assert asked == [1, 1]
+
+
+def test_damaged_cache_is_asked_again(resolver, tmp_path):
+    ask, asked = resolver
+    first = ask.ask([method("kd")])
+    (kept,) = tmp_path.rglob("*.json")
+    kept.write_text("{")
+    assert ask.ask([method("kd")]) == first
+    assert asked == [1, 1]
+
+
+def test_unwritable_cache_costs_time_only(resolver, monkeypatch, tmp_path):
+    ask, asked = resolver
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "file"))
+    assert ask.ask([method("kd")])[0]["error"] is None
+    assert ask.ask([method("kd")])[0]["error"] is None
+    assert asked == [1, 1]
+
+
+def test_device(resolver, monkeypatch):
+    ask, asked = resolver
+    question = {"ask": "device", "device": "cpu", "precisions": ["fp32"]}
+    for _ in range(2):
+        (answer,) = ask.ask([question])
+        assert (answer["device"], answer["error"]) == ("cpu", None)
+    assert asked == [1, 1]  # what a machine has is never remembered
+
+
+def test_process_that_dies(resolver, monkeypatch):
+    ask, _ = resolver
+    monkeypatch.setattr(resolve, "answer_all", die)
+    with pytest.raises(KdbenchError, match=r"ended with code 5; a plug-in may crash at import"):
+        ask.ask([method("kd")])
+
+
+def die(connection, disable, questions):
+    import os
+
+    os._exit(5)

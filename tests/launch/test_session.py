@@ -1,0 +1,164 @@
+"""Which cells an invocation takes up, and what becomes of events, with a launcher that trains nothing."""
+
+import json
+
+import pytest
+from factories import make_record
+from matrices import write_matrix
+
+from kdbench.errors import KdbenchError
+from kdbench.launch.locks import FileLock
+from kdbench.launch.plan import Planner
+from kdbench.launch.progress import PlainProgress
+from kdbench.launch.session import Options, Session
+from kdbench.matrix import load_matrix
+from kdbench.registry import Registry
+from kdbench.results.store import RunFolder
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return Registry.load()
+
+
+@pytest.fixture
+def plan(tmp_path, registry):
+    path = write_matrix(tmp_path / "m.yaml", name="m", methods=["vanilla", "kd", "dkd"])
+    return Planner(registry, load_matrix(str(path)), RunFolder(tmp_path / "run"), ()).plan()
+
+
+@pytest.fixture
+def session(plan, registry, monkeypatch):
+    """Make a session whose launcher writes the given statuses, by method; ``died`` ones leave no record."""
+
+    def make(outcomes=None, **options):
+        made = Session(registry, plan, Options(sinks=("none",), device="cpu", **options), PlainProgress())
+        monkeypatch.setattr(made, "_devices", lambda cells: ("cpu", 0))
+
+        def launch(jobs, gpus):
+            made.jobs = jobs
+            for job in jobs:
+                cell = made._cells[job.cell_id]
+                made._on_event({"event": "started", "cell_id": job.cell_id})
+                status = (outcomes or {}).get(cell.file.method, "done")
+                if status == "died":
+                    told = {"event": "died", "status": "crashed", "message": "gone"}
+                    made._on_event({**told, "cell_id": job.cell_id})
+                    continue
+                put(cell, status)
+                made._on_event({"event": "finished", "cell_id": job.cell_id})
+
+        monkeypatch.setattr(made, "_launch", launch)
+        return made
+
+    return make
+
+
+def put(cell, status):
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    record = make_record(
+        cell_id=cell.id, identity=cell.file.identity, labels=cell.file.labels.model_dump(), status=status
+    )
+    (cell.folder / "result.json").write_text(json.dumps(record))
+
+
+def chosen(session):
+    return [(c.file.labels.role, c.file.method) for c in session.open_cells()]
+
+
+ALL = [("teacher", "vanilla"), ("student", "vanilla"), ("student", "kd"), ("student", "dkd")]
+
+
+def test_open_cells(plan, session):
+    assert chosen(session()) == ALL
+    assert chosen(session(only_teachers=True)) == ALL[:1]
+    teacher, vanilla, kd, dkd = plan.cells
+    teacher.status = vanilla.status = "done"
+    kd.status, dkd.status = "crashed", "interrupted"
+    assert chosen(session()) == ALL[3:]
+    assert chosen(session(rerun="failed")) == ALL[2:]
+    assert chosen(session(rerun="all")) == ALL
+    vanilla.stale = True
+    assert chosen(session(rerun="changed")) == [ALL[1], ALL[3]]
+    dkd.status = "not_applicable"
+    assert chosen(session(rerun="all")) == ALL[:3]
+
+
+def test_students_open_again_with_their_teacher(plan, session):
+    _, vanilla, kd, dkd = plan.cells
+    vanilla.status = "failed"
+    kd.status = "failed"
+    dkd.status = "done"
+    # the teacher is to run: the student that waited for it comes along, the one that failed by itself does not
+    assert chosen(session()) == [ALL[0], ALL[2]]
+
+
+def test_run_leaves_records_and_statuses(plan, session):
+    made = session({"kd": "failed", "dkd": "died"})
+    assert made.run() is False
+    assert [c.status for c in plan.cells] == ["done", "done", "failed", "crashed"]
+    assert plan.cells[3].reason == "gone"
+    record = json.loads((plan.cells[3].folder / "result.json").read_text())
+    assert (record["status"], record["error"]["message"]) == ("crashed", "gone")
+    for cell in plan.cells:
+        written = json.loads((cell.folder / "cell.json").read_text())
+        assert (written["cell_id"], written["device"], written["threads"]) == (cell.id, "cpu", 1)
+    assert json.loads((plan.run.path / "matrix.json").read_text())["name"] == "m"
+
+
+def test_jobs_name_their_teachers_only_while_these_run(plan, session):
+    made = session()
+    made.run()
+    assert [job.after for job in made.jobs] == [(), (), (plan.cells[0].id,), (plan.cells[0].id,)]
+    for cell in plan.cells[2:]:
+        cell.status = "failed"
+    again = session(rerun="failed")
+    again.run()
+    assert [job.after for job in again.jobs] == [(), ()]
+
+
+def test_earlier_results_are_put_aside(plan, session):
+    kd = plan.cells[2]
+    put(kd, "failed")
+    first = (kd.folder / "result.json").read_bytes()
+    (kd.folder / "checkpoint.safetensors").write_bytes(b"state")
+    kd.status = "failed"
+    session(rerun="failed").run()
+    assert (kd.folder / "previous" / "result-1.json").read_bytes() == first
+    assert not (kd.folder / "checkpoint.safetensors").exists()  # failed by its own code: from nothing
+    (kd.folder / "checkpoint.safetensors").write_bytes(b"state")
+    put(kd, "timeout")
+    kd.status = "timeout"
+    session(rerun="failed").run()
+    assert len(list((kd.folder / "previous").iterdir())) == 2
+    assert (kd.folder / "checkpoint.safetensors").exists()  # cut from outside: goes on
+
+
+def test_not_applicable_cells_get_a_record(plan, session):
+    kd = plan.cells[2]
+    kd.status, kd.reason = "not_applicable", "needs what is not there"
+    session().run()
+    record = json.loads((kd.folder / "result.json").read_text())
+    assert record["status"] == "not_applicable"
+    assert record["error"]["message"] == "needs what is not there"
+
+
+def test_second_run_of_the_folder_is_refused(plan, session):
+    plan.run.path.mkdir(parents=True)
+    lock = FileLock(plan.run.path / ".lock")
+    assert lock.try_exclusive()
+    with pytest.raises(KdbenchError, match="another kdbench is running this matrix"):
+        session().run()
+    lock.close()
+    assert session().run() is False
+
+
+def test_finished_result_survives_a_death(plan, session, capsys):
+    """A finished teacher that is trained again for its route, and dies, keeps its record."""
+    teacher = plan.cells[0]
+    put(teacher, "done")
+    kept = (teacher.folder / "result.json").read_bytes()
+    teacher.status = "to run"
+    session({"vanilla": "died"}).run()
+    assert (teacher.folder / "result.json").read_bytes() == kept
+    assert "gone; its earlier result stays" in capsys.readouterr().err
