@@ -18,9 +18,7 @@ import click
 @click.option("--data-only", is_flag=True, help="Fetch data, train nothing.")
 @click.option("--workers", type=click.IntRange(min=1))
 @click.option("--device", default="auto", show_default=True)
-@click.option(
-    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
-)
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.pass_obj
 def prepare(
     settings: Any,

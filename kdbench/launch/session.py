@@ -162,7 +162,9 @@ class Session:
                     write_failure(cell.folder, event["status"], event["message"])
                 except RecordError:
                     # a finished cell that ran again for its weights or route keeps its result
-                    self._progress.note(f"warning: {cell.label}: {event['message']}; its earlier result stays")
+                    self._progress.note(
+                        f"warning: {cell.label}: {event['message']}; its earlier result stays"
+                    )
             record = read_record_dict(cell.folder / "result.json")
             cell.status = record["status"]
             cell.reason = (record.get("error") or {}).get("message")

@@ -1,7 +1,7 @@
 """Start-up: the command answers at once and never imports a heavy library to list things."""
 
 import json
-import time
+import resource
 
 import pytest
 from fake_distributions import method_plugin
@@ -19,6 +19,11 @@ print(json.dumps({{"loaded": loaded, "code": code or 0}}), file=sys.stderr)
 """
 
 
+def processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [(["--help"], "run-matrix"), (["list", "methods"], "summary of quick-0"), (["plugins"], "fake-quick")],
@@ -26,16 +31,17 @@ print(json.dumps({{"loaded": loaded, "code": code or 0}}), file=sys.stderr)
 )
 def test_fast_and_without_heavy_imports(dists, arguments, expected):
     dists.add("fake-quick", method_plugin(*(f"quick-{i}" for i in range(40))))
-    walls = []
-    # A loaded machine only ever adds time, so the best of a few runs is the command's own.
-    while len(walls) < 3 or (min(walls) > LIMIT_S and len(walls) < 10):
-        start = time.perf_counter()
+    seconds = []
+    # Processor time, which is the wall time of an idle machine: the tests run beside others. A loaded machine
+    # only ever adds, so the best of a few runs is the command's own.
+    while len(seconds) < 3 or (min(seconds) > LIMIT_S and len(seconds) < 10):
+        before = processor_seconds()
         run = dists.python("-c", WRAPPER, *arguments)
-        walls.append(time.perf_counter() - start)
+        seconds.append(processor_seconds() - before)
         assert run.returncode == 0, run.stderr
         assert expected in run.stdout
         assert json.loads(run.stderr.splitlines()[-1]) == {"loaded": [], "code": 0}
-    assert min(walls) <= LIMIT_S
+    assert min(seconds) <= LIMIT_S
 
 
 def test_help_imports_no_verb(dists):

@@ -197,6 +197,7 @@ class Context:
     info = info()
     batch_size = 4
     device = torch.device("cpu")
+    label_smoothing = 0.1
 
     def __init__(self, val):
         self.val = val
