@@ -134,7 +134,9 @@ class Loop:
         """Put the state of a cut phase back; the hook runs where it ran in the undisturbed order."""
         in_epoch = self.at.step > 0
         if in_epoch:
+            self.run.step_in_epoch = 0  # the hook reads run.frac as it was at the start of the epoch
             self.method.on_epoch_start(self.run)
+            self.run.step_in_epoch = self.at.step
         self._restore(state)
         if not in_epoch:
             self.method.on_epoch_start(self.run)

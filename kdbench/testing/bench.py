@@ -130,8 +130,11 @@ class Bench:
         return NetHandle(name, net, image_size=IMAGE_SIZE, in_chans=3, device=device)
 
     def _route(self, net: nn.Module, k: int) -> Any:
+        # a copy: the method loads these weights into the same network
+        start = {key: v.clone() for key, v in net.state_dict().items()}
+
         def load() -> dict[str, Tensor]:
-            return {key: v + 0.01 * k if v.is_floating_point() else v for key, v in net.state_dict().items()}
+            return {key: v + 0.01 * k if v.is_floating_point() else v for key, v in start.items()}
 
         return load
 
