@@ -19,23 +19,28 @@ def leaderboard() -> None:
 @click.argument("board", required=False, type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--from",
-    "run",
+    "runs",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     metavar="RUN_DIR",
-    help="Copy the records of a run folder into the board first.",
+    multiple=True,
+    help="Add the records of a run folder to the board first; repeatable.",
 )
-def build(board: Path | None, run: Path | None) -> None:
+def build(board: Path | None, runs: tuple[Path, ...]) -> None:
     """Write leaderboard.csv, README.md and index.html of BOARD, or of every folder under leaderboards/.
 
-    With --from and without BOARD the board is leaderboards/<name of the matrix>.
+    With --from and without BOARD the board is leaderboards/<name of the matrix>. Records that the board has
+    already stay: to drop one, remove its file from the board's records/.
     """
     from kdbench.leaderboard.folder import build_folder, copy_records
     from kdbench.results.store import RunFolder
 
-    if run is not None:
-        board = board or ROOT / _folder_name(str(RunFolder(run).matrix()["name"]), run)
-        click.echo(f"{board}: {copy_records(run, board)} records copied from {run}")
-    for folder in _boards([board] if board else []):
+    named = [board] if board else []
+    for run in runs:
+        into = board or ROOT / _folder_name(str(RunFolder(run).matrix()["name"]), run)
+        click.echo(f"{into}: {copy_records(run, into)} records copied from {run}")
+        if into not in named:
+            named.append(into)
+    for folder in _boards(named):
         click.echo(f"{folder}: built from {build_folder(folder)} records")
 
 

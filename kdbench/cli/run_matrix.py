@@ -96,14 +96,15 @@ def run_matrix(
             err=True,
         )
     if not session.open_cells():
+        _print_failures(plan)
         click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")
-        _point(plan)
+        _point(plan, sinks)
         sys.exit(_exit_code(plan))
     interrupted = session.run()
     if interrupted:
         click.echo(f"interrupted; `{_again()}` goes on from here", err=True)
         sys.exit(130)
-    _finish(plan)
+    _finish(plan, sinks)
     sys.exit(_exit_code(plan))
 
 
@@ -119,7 +120,7 @@ def _check_device(device: str) -> None:
 
     kind = device.split(":")[0]
     if kind not in ("auto", "cpu", "cuda"):
-        near = did_you_mean(kind, ["auto", "cpu", "cuda"])
+        near = did_you_mean("cuda" if kind in ("gpu", "nvidia") else kind, ["auto", "cpu", "cuda"])
         raise KdbenchError(f"--device {device}: expected auto, cpu or cuda{near}")
 
 
@@ -139,6 +140,7 @@ def _exit_code(plan: Plan) -> int:
 
 def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=f"{plan.matrix.matrix.name}: {len(plan.cells)} cells, {_counts(plan)}")
     for column in ("status", "method", "pair", "data set", "seed", "cell"):
@@ -147,7 +149,11 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
         names = cell.file.labels
         pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
         role = " (teacher)" if names.role == "teacher" else ""
-        table.add_row(cell.status, names.variant + role, pair, names.dataset, str(names.seed), cell.id[:12])
+        again = cell.status not in ("to run", "interrupted") and cell in open_cells
+        status = f"{cell.status}, again" if again else cell.status
+        # as text: labels may have square brackets, which rich takes for markup
+        cells = (status, names.variant + role, pair, names.dataset, str(names.seed), cell.id[:12])
+        table.add_row(*map(Text, cells))
     _console().print(table)
     for cell in plan.cells:
         if cell.status == "not_applicable":
@@ -155,32 +161,45 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     click.echo(f"{len(open_cells)} cell(s) would run")
 
 
-def _finish(plan: Plan) -> None:
+def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     """Build the run's board and print its table, the failures and where everything is."""
     from kdbench.leaderboard import build_board
 
-    records = [record for _, record in plan.run.records()]
+    # failures of cells that the matrix no longer has (a mended image folder is another revision) are history
+    known = {c.id for c in plan.cells}
+    records = [r for _, r in plan.run.records() if r["status"] == "done" or r["cell_id"] in known]
     board = plan.run.path / "board"
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
     build_board(records, board, title=title, description=plan.matrix.matrix.description)
     _print_table(plan)
-    for cell in plan.cells:
-        if cell.status not in ("done", "to run"):
-            first = (cell.reason or "").splitlines()[:1]
-            click.echo(
-                f"{cell.status}: {cell.label}: {first[0] if first else ''} (log: {cell.folder / 'log.txt'})"
-            )
+    _print_failures(plan)
     click.echo(_counts(plan))
-    _point(plan)
+    _point(plan, sinks)
+
+
+def _print_failures(plan: Plan) -> None:
+    failed = False
+    for cell in plan.cells:
+        if cell.status in ("done", "to run"):
+            continue
+        first = (cell.reason or "").splitlines()[:1]
+        log = cell.folder / "log.txt"
+        where = f" (log: {log})" if log.exists() and cell.status != "not_applicable" else ""
+        click.echo(f"{cell.status}: {cell.label}: {first[0] if first else ''}{where}")
+        failed = failed or cell.status != "not_applicable"
+    if failed:
+        click.echo("--rerun failed runs them again")
 
 
 def _print_table(plan: Plan) -> None:
     from rich.table import Table
+    from rich.text import Text
 
+    from kdbench.matrix import cell_id
     from kdbench.results.store import read_record_dict
     from kdbench.stats.summary import summarise
 
-    rows: dict[tuple[str, str, str], list[float | None]] = {}
+    rows: dict[tuple[str, ...], list[float | None]] = {}
     for cell in plan.cells:
         names = cell.file.labels
         pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
@@ -190,19 +209,23 @@ def _print_table(plan: Plan) -> None:
             record = read_record_dict(cell.folder / "result.json")
             value = record["deployables"][record["primary"]]["last"].get("top1")
         if cell.status != "not_applicable":
-            rows.setdefault((names.dataset, pair, names.variant + role), []).append(value)
+            # cells of one row differ in nothing but the seed, whatever their labels say
+            same = cell_id({**cell.file.identity, "seed": 0})
+            rows.setdefault((names.dataset, pair, names.variant + role, same), []).append(value)
     table = Table(title=f"{plan.matrix.matrix.name}: top-1 after the last epoch, %")
     for column in ("data set", "pair", "method", "n", "mean", "sd"):
         table.add_column(column, justify="right" if column in ("n", "mean", "sd") else "left")
-    for (data, pair, method), values in rows.items():
+    for (data, pair, method, _), values in rows.items():
         s = summarise(values)
         show = ["-" if v is None else f"{v:.2f}" for v in (s.mean, s.sd)]
-        table.add_row(data, pair, method, f"{sum(v is not None for v in values)}/{len(values)}", *show)
+        done = f"{sum(v is not None for v in values)}/{len(values)}"
+        table.add_row(*map(Text, (data, pair, method, done, *show)))
     _console().print(table)
 
 
-def _point(plan: Plan) -> None:
+def _point(plan: Plan, sinks: tuple[str, ...]) -> None:
     name = plan.matrix.matrix.name
     click.echo(f"board:   {plan.run.path / 'board' / 'index.html'}")
     click.echo(f"publish: kdbench leaderboard build leaderboards/{name} --from {plan.run.path}")
-    click.echo("mlflow:  kdbench ui")
+    if "mlflow" in sinks:
+        click.echo("mlflow:  kdbench ui")

@@ -179,7 +179,10 @@ class Loop:
         means = {k: float(v) / run.counts[k] for k, v in run.means.items()}
         bad = [k for k, v in means.items() if not math.isfinite(v)]
         if bad:
-            raise Diverged(f"{bad[0]} is not finite in epoch {run.epoch + 1} of phase '{phase.name}'")
+            parts = [k for k in bad if k != "loss"] or bad
+            raise Diverged(
+                f"{', '.join(parts)} is not finite in epoch {run.epoch + 1} of phase '{phase.name}'"
+            )
         at.total_epochs += 1
         row: dict[str, Any] = {
             "epoch": at.total_epochs,

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, did_you_mean
 from kdbench.matrix.recipe import Recipe
 from kdbench.protocol.types import Opt
 
@@ -81,7 +81,8 @@ def _build(name: str, opt: Opt, recipe: Recipe, epochs: int, steps: int) -> Driv
     try:
         optimizer = create_optimizer_v2(groups, opt=kind, lr=lr, weight_decay=decay, **kw)
     except (AssertionError, ValueError, TypeError) as e:
-        raise KdbenchError(f"optimizer '{kind}': {e}") from e
+        near = did_you_mean(kind, list_optimizers()) if kind not in list_optimizers() else ""
+        raise KdbenchError(f"optimizer '{kind}': {e}{near}") from e
     schedule = _schedule(optimizer, recipe, epochs, steps) if opt.schedule == "recipe" else None
     return Driven(optimizer, schedule, params)
 

@@ -12,6 +12,8 @@ import torch
 from kdbench.engine.build import make_run, make_task, method_params, setup_method
 from kdbench.engine.build_dataset import make_dataset
 from kdbench.engine.cellspec import CellFile
+from kdbench.engine.optim import build_optimizers
+from kdbench.engine.phases import checked, optimizers_of
 from kdbench.engine.precision import Precision
 from kdbench.engine.seeds import seeded
 from kdbench.engine.teachers import load_checkpoint
@@ -78,7 +80,10 @@ def probe(registry: Registry, cell: CellFile) -> Verdict:
                 probing=True,
                 load_teacher=lambda k, net: _check_checkpoint(cell, k, net),
             )
-            setup_method(registry, cell, run)
+            method = setup_method(registry, cell, run)
+            for phase in checked(method.phases(run)):
+                named = optimizers_of(phase, method, run)
+                build_optimizers(named, cell.recipe, epochs=cell.recipe.epochs, steps_per_epoch=1)
     except NotApplicable as e:
         verdict.reason = str(e)
     except KdbenchError as e:

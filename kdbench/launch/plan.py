@@ -144,9 +144,21 @@ class Planner:
                 info = dataset.describe()
             except KdbenchError as e:
                 raise type(e)(f"{where}: {e}") from e
+            self._check_limits(spec, info, where)
             self._infos[key] = info
             resolved = dataset.params.model_dump(mode="json")
             self._data_args[key] = {k: v for k, v in resolved.items() if k not in dataset.location}
+
+    def _check_limits(self, spec: CellSpec, info: DataInfo, where: str) -> None:
+        for key, limit, images in (
+            ("limit_train", spec.dataset.limit_train, info.n_train),
+            ("limit_test", spec.dataset.limit_test, info.n_test),
+        ):
+            if limit is not None and not info.num_classes <= limit <= images:
+                raise MatrixError(
+                    f"{where}: {key}: {limit}: '{spec.dataset.label}' has {info.num_classes} classes and {images} "
+                    f"images in that split; expected a number between the two"
+                )
 
     def _resolve_methods(self, specs: Sequence[CellSpec]) -> None:
         distinct: dict[str, CellSpec] = {}
@@ -352,7 +364,8 @@ def _stale(record: Mapping[str, Any], registry: Registry, file: CellFile) -> boo
 
 
 def _dataset_key(spec: CellSpec) -> str:
-    return json.dumps([spec.dataset.name, dict(spec.dataset.args)], sort_keys=True, default=str)
+    limits = [spec.dataset.limit_train, spec.dataset.limit_test]
+    return json.dumps([spec.dataset.name, dict(spec.dataset.args), limits], sort_keys=True, default=str)
 
 
 def _method_key(spec: CellSpec) -> str:

@@ -101,7 +101,8 @@ class Session:
             with self._signals():
                 self._launch(jobs, gpus)
             self._annotate()
-            self._mirrors.close("KILLED" if self._stops else "FINISHED")
+            ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
+            self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
             self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
         finally:
             self._progress.stop()

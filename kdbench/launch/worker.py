@@ -46,6 +46,8 @@ def run_folder(
 
     def failed(status: Any, e: BaseException, *, trace: bool = True) -> int:
         text = str(e) or type(e).__name__
+        if trace:
+            traceback.print_exc()  # to the cell's log, where people look first
         write_failure(
             folder,
             status,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.context import CellRun
 from kdbench.engine.evaluation import deployables
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.loop import Diverged, Interrupted
 from kdbench.engine.phases import own_parameters
 from kdbench.errors import KdbenchError
 from kdbench.protocol.method import Method
@@ -83,7 +85,7 @@ def check_method(
     except NotApplicable as e:
         raise KdbenchError(f"method '{report.method}' does not apply to {teacher} -> {student}: {e}") from e
     except Exception as e:
-        seen = f"setup() raised {type(e).__name__}: {e}"
+        seen = f"setup() {_raised(e)}"
         report.checks.append(Check("setup", False, seen, "setup() must work before any data is seen"))
         return report
     for name, check, fix in CHECKS:
@@ -93,10 +95,25 @@ def check_method(
         except _Failed as e:
             report.checks.append(Check(name, False, str(e), fix))
         except Exception as e:
-            report.checks.append(Check(name, False, f"raised {type(e).__name__}: {e}"[:300], fix))
+            crashed = check is _finite and not isinstance(e, Diverged)
+            report.checks.append(Check(name, False, _raised(e), "Mend the error." if crashed else fix))
+            if crashed:  # nothing trains, so the other checks would say the same
+                break
     if isinstance(method, str):
         report.checks.append(_entry_agrees(registry, method, bench))
     return report
+
+
+def _raised(e: Exception) -> str:
+    """Return what was raised, and the line of code outside kdbench and torch that raised it."""
+    frames = traceback.extract_tb(e.__traceback__)
+    own = [
+        f
+        for f in frames
+        if "site-packages" not in f.filename and f"{os.sep}kdbench{os.sep}" not in f.filename
+    ]
+    where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return f"raised {type(e).__name__}: {e}"[:300] + where
 
 
 def _train(bench: Bench, **options: Any) -> tuple[CellRun, Method, Any]:
