@@ -27,6 +27,15 @@ _WRNS = {
     "wrn_40_1": 569_780,
     "wrn_40_2": 2_255_156,
 }
+#: module, family, parameters at 100 classes, what it is
+_OTHERS = {
+    "vgg8": ("vgg_cifar", "vgg", 3_965_028, "VGG-8 with BatchNorm for CIFAR"),
+    "vgg13": ("vgg_cifar", "vgg", 9_462_180, "VGG-13 with BatchNorm for CIFAR"),
+    "resnet50_cifar": ("resnet50_cifar", "resnet", 23_705_252, "ResNet-50 (bottleneck) for CIFAR"),
+    "mobilenetv2_half": ("mobilenetv2_cifar", "mobilenet", 812_836, "MobileNetV2 of width 0.5 for CIFAR"),
+    "shufflenetv1": ("shufflenet_cifar", "shufflenet", 949_258, "ShuffleNet V1 (three groups) for CIFAR"),
+    "shufflenetv2": ("shufflenet_cifar", "shufflenet", 1_355_528, "ShuffleNet V2 (width 1) for CIFAR"),
+}
 
 
 @hookimpl
@@ -63,4 +72,15 @@ def kdbench_architectures() -> Sequence[ArchitectureEntry]:
         )
         for name, count in _WRNS.items()
     ]
-    return [timm, *resnets, *wrns]
+    others = [
+        ArchitectureEntry(
+            name=name,
+            target=f"kdbench_architectures.{module}:{name}",
+            version="1",
+            params_count=count,
+            summary=f"{what}, {count:,} parameters at 100 classes",
+            tags=("cifar", family),
+        )
+        for name, (module, family, count, what) in _OTHERS.items()
+    ]
+    return [timm, *resnets, *wrns, *others]

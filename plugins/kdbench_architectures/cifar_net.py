@@ -1,4 +1,4 @@
-"""What the CIFAR networks share: three stages of residual blocks, global pooling, one linear head."""
+"""What the CIFAR networks share: a stem, three or four stages, global pooling, one linear head."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CifarNet(nn.Module):
     """Base of the CIFAR networks, with the parts of timm's model interface that heads and taps rely on.
 
     Subclasses set the body and `feature_info` and implement :meth:`forward_features`. Input (B, in_chans, H,
-    W) with H, W >= 4; the stages have strides 1, 2 and 2.
+    W) with H and W no smaller than the last stage's reduction.
 
     Attributes:
         feature_info: one mapping a stage, the stem first: ``num_chs``, ``reduction`` and ``module`` (path).
@@ -77,7 +77,7 @@ class CifarNet(nn.Module):
         self.fc = self._make_fc(num_classes).to(device)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last feature map, (B, num_features, H/4, W/4), after the network's last activation."""
+        """Return the last feature map, (B, num_features, H/r, W/r), after the network's last activation."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from kdbench.hooks import MethodEntry, Needs, hookimpl
+from kdbench_methods._entries_boundary import METHODS as _BOUNDARY_METHODS
+from kdbench_methods._entries_features import METHODS as _FEATURE_METHODS
+from kdbench_methods._entries_logits import METHODS as _LOGIT_METHODS
 
 _LOGITS = frozenset({"distillable", "supervised"})
 _FEATURES = frozenset({"features", "supervised"})
 
-METHODS = (
+_CORE_METHODS = (
     MethodEntry(
         name="vanilla",
         target="kdbench_methods.vanilla:Vanilla",
@@ -98,6 +101,8 @@ METHODS = (
         needs=Needs(route=4, capabilities=_LOGITS),
     ),
 )
+
+METHODS = (*_CORE_METHODS, *_LOGIT_METHODS, *_FEATURE_METHODS, *_BOUNDARY_METHODS)
 
 
 @hookimpl

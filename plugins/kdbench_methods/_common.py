@@ -27,6 +27,15 @@ def kl_divergence(zs: Tensor, zt: Tensor, temperature: float = 1.0) -> Tensor:
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
+def standardise(z: Tensor) -> Tensor:
+    """Return ``(z - mean) / (std + 1e-7)`` of each row of logits (B, K), std with K - 1 in the denominator.
+
+    Logit standardisation of Sun et al., CVPR 2024, arXiv:2403.01427, as its official code has it.
+    """
+    z = full(z)
+    return (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-7)
+
+
 def connector(c_in: int, c_out: int) -> nn.Sequential:
     """Return a 1×1 convolution without bias, drawn from N(0, √(2/(k²·C_out))), and BatchNorm.
 

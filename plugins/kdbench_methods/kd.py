@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench_methods._common import require_categorical, standardise
 
 
 class KD(Method):
@@ -15,7 +16,8 @@ class KD(Method):
 
     D is the task's default divergence; for classes it is ``T²·KL(p_T(z^t) ‖ p_T(z^s))``, batch mean. The
     paper's two-term objective is kept; weights and temperature are those of the reference code of later
-    papers (mdistiller), on CIFAR-100 by default.
+    papers (mdistiller), on CIFAR-100 by default. With ``standardise`` the divergence sees logits of mean 0 and
+    standard deviation 1 (Sun et al., arXiv:2403.01427); `kd-ls` is that with its own weights.
     """
 
     class Params(MethodParams):
@@ -24,6 +26,7 @@ class KD(Method):
         alpha: float = Field(0.9, ge=0, description="weight of the divergence to the teacher")
         ce_weight: float = Field(0.1, ge=0, description="weight of the task's loss")
         temperature: float = Field(4.0, gt=0, description="T, divides the logits of both networks")
+        standardise: bool = Field(False, description="standardise the logits of both networks first")
 
     needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
     presets = {
@@ -31,9 +34,15 @@ class KD(Method):
         "imagenet": {"alpha": 0.5, "ce_weight": 0.5, "temperature": 1.0},
     }
 
+    def setup(self, run: Run) -> None:
+        if self.hp.standardise:
+            require_categorical(run, "logit standardisation")
+
     def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Run) -> Mapping[str, Tensor]:
-        hp = self.hp
+        hp, student, teacher = self.hp, S, T[0]
+        if hp.standardise:
+            student, teacher = Out(standardise(S.logits)), Out(standardise(T[0].logits))
         return {
             "task": hp.ce_weight * run.task.loss(S, batch),
-            "kd": hp.alpha * run.task.divergence(S, T[0], hp.temperature),
+            "kd": hp.alpha * run.task.divergence(student, teacher, hp.temperature),
         }

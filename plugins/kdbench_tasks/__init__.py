@@ -1,4 +1,4 @@
-"""Tasks: image classification, and the agreement of a student with its teacher as an extra measurement."""
+"""Tasks: image classification; and how close a student is to its teacher, as extra measurements."""
 
 from __future__ import annotations
 
@@ -33,5 +33,26 @@ def kdbench_evaluators() -> Sequence[EvaluatorEntry]:
             version="1",
             summary="share of images on which student and teacher agree, and the divergence between them",
             needs_teacher=True,
-        )
+        ),
+        EvaluatorEntry(
+            name="boundary-similarity",
+            target="kdbench_tasks.boundary:evaluate",
+            version="1",
+            summary="magnitude and angle by which ways to the decision boundaries of student and teacher agree",
+            needs_teacher=True,
+        ),
+        EvaluatorEntry(
+            name="activation-similarity",
+            target="kdbench_tasks.activation:evaluate",
+            version="1",
+            summary="share of neurons at the ends of stages that are on in student and teacher alike, or off",
+            needs_teacher=True,
+        ),
+        EvaluatorEntry(
+            name="reconstruction-error",
+            target="kdbench_tasks.reconstruction:evaluate",
+            version="1",
+            summary="how badly a small transform, fitted on val, rebuilds teachers' last maps from the student's",
+            needs_teacher=True,
+        ),
     ]

@@ -25,7 +25,9 @@ def registry() -> Registry:
 
 @pytest.mark.parametrize("name", [entry.name for entry in METHODS])
 def test_first_party_methods_conform(name: str, registry: Registry) -> None:
-    report = check_method(name, registry=registry)
+    # token distillation is for students with a head of their own for the teacher
+    student = "timm:deit_tiny_distilled_patch16_224" if name == "timm-token" else "timm:test_resnet"
+    report = check_method(name, registry=registry, student=student)
     assert report.failures() == []
     assert report.passed
     assert [c.name for c in report.checks] == [*(name for name, _, _ in CHECKS), "needs"]

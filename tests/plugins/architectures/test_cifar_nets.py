@@ -43,6 +43,7 @@ def small(builder, **kw: int) -> nn.Module:
 def test_the_promised_networks_are_registered():
     expected = {"resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"}
     expected |= {"resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"}
+    expected |= {"vgg8", "vgg13", "resnet50_cifar", "mobilenetv2_half", "shufflenetv1", "shufflenetv2"}
     assert set(NETS) == expected
 
 

@@ -1,0 +1,81 @@
+"""Relational knowledge distillation (Park, Kim, Lu, Cho; CVPR 2019, arXiv:1904.05068)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench_methods._common import full
+from kdbench_methods._feature_tools import pooled, require_pooled
+
+
+def relative_distances(x: Tensor) -> Tensor:
+    """Return Euclidean distances over the mean of the positive ones, (B, D) -> (B, B), zero diagonal.
+
+    Squares are cut off at 1e-12 before the root, so the gradient of equal rows is 0. The rows are centred
+    first: distances keep, and the difference of large squares loses fewer digits.
+    """
+    x = full(x)
+    x = x - x.mean(0, keepdim=True)
+    squares = x.square().sum(1)
+    gram = squares[:, None] + squares[None] - 2 * x @ x.T
+    off_diagonal = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    distances = gram.clamp_min(1e-12).sqrt() * off_diagonal
+    count = off_diagonal.sum().clamp_min(1)
+    return distances / (distances.sum() / count).clamp_min(1e-12)
+
+
+def angles(x: Tensor) -> Tensor:
+    """Return ``cos∠(x_j, x_i, x_k)`` at vertex i for all triplets, (B, D) -> (B, B, B).
+
+    Takes B²·D + B³ numbers; a side of length 0 gives 0.
+    """
+    x = full(x)
+    sides = F.normalize(x[None] - x[:, None], dim=2)
+    return sides @ sides.transpose(1, 2)
+
+
+def distance_loss(s: Tensor, t: Tensor) -> Tensor:
+    """Return the mean smooth-L1 distance of :func:`relative_distances`, a scalar; `s` (B, D), `t` (B, D')."""
+    return F.smooth_l1_loss(relative_distances(s), relative_distances(t))
+
+
+def angle_loss(s: Tensor, t: Tensor) -> Tensor:
+    """Return the mean smooth-L1 distance of :func:`angles`, a scalar; `s` (B, D), `t` (B, D')."""
+    return F.smooth_l1_loss(angles(s), angles(t))
+
+
+class RKD(Method):
+    """``L = ce_weight·L_task + distance_weight·L_D + angle_weight·L_A`` on the pooled features.
+
+    Follows RepDistiller (weights 25 and 50, classification). Memory grows with B²·D + B³: 600 MB a network
+    at B = 256, D = 2048.
+    """
+
+    class Params(MethodParams):
+        """Weights."""
+
+        distance_weight: float = Field(25.0, ge=0, description="weight of the distances' loss")
+        angle_weight: float = Field(50.0, ge=0, description="weight of the angles' loss")
+        ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
+
+    needs = Needs(min_batch=3, capabilities=frozenset({"features", "supervised"}))
+    fidelity = "reconstruction"
+    presets = {"cifar100": {"distance_weight": 25.0, "angle_weight": 50.0}}
+
+    def setup(self, run: Run) -> None:
+        require_pooled(run, "rkd")
+
+    def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Run) -> Mapping[str, Tensor]:
+        hp, s, t = self.hp, pooled(S), pooled(T[0])
+        parts = {"task": hp.ce_weight * run.task.loss(S, batch)}
+        if hp.distance_weight:
+            parts["distance"] = hp.distance_weight * distance_loss(s, t)
+        if hp.angle_weight:
+            parts["angle"] = hp.angle_weight * angle_loss(s, t)
+        return parts

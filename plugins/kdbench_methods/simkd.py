@@ -1,0 +1,108 @@
+"""Reused teacher classifier (Chen, Mei, Zhang, Wang, Feng, Chen; CVPR 2022, arXiv:2203.14001)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from kdbench.api import Batch, Handle, Method, MethodParams, Needs, Out, Run
+from kdbench_methods._common import channels, full, match_size, require_categorical
+from kdbench_methods._feature_tools import LAST, pooled, teacher_head
+
+
+def feature_loss(s: Tensor, t: Tensor) -> Tensor:
+    """Return ``mean((s - t)²)`` over all elements, a scalar; `s`, `t`: maps or vectors of one shape."""
+    return F.mse_loss(full(s), full(t))
+
+
+def projector(c_in: int, c_out: int, factor: int = 2, *, relu: bool = True) -> nn.Sequential:
+    """Return 1×1, 3×3 and 1×1 convolutions, c_in -> w -> w -> c_out with ``w = c_out/factor``.
+
+    Each without bias and with BatchNorm and ReLU; `relu` is about the last one.
+    """
+    width = max(1, c_out // factor)
+    layers: list[nn.Module] = []
+    for a, b, kernel in ((c_in, width, 1), (width, width, 3), (width, c_out, 1)):
+        conv = nn.Conv2d(a, b, kernel, padding=kernel // 2, bias=False)
+        layers += [conv, nn.BatchNorm2d(b), nn.ReLU()]
+    return nn.Sequential(*(layers if relu else layers[:-1]))
+
+
+def pool_above(x: Tensor, limit: tuple[int, int] | None) -> Tensor:
+    """Average-pool (B, C, H, W) to `limit` where it is larger."""
+    return x if limit is None else match_size(x, x.new_empty(1, 1, *limit))[0]
+
+
+class Reuse(nn.Module):
+    """What is deployed: images -> logits by student, projector, average pooling and teacher's classifier.
+
+    `limit` is the height and width above which the student's map is pooled before the projector, or None.
+    """
+
+    def __init__(
+        self, student: Handle, projector: nn.Module, classifier: nn.Module, limit: tuple[int, int] | None
+    ) -> None:
+        super().__init__()
+        self.student, self.limit = student, limit
+        self.network, self.projector, self.classifier = student.net, projector, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.projector(pool_above(self.student(x, (LAST,)).feats[LAST], self.limit))
+        return self.classifier(features.mean((2, 3)))
+
+
+class SimKD(Method):
+    """``L = weight·mean((P(F^s) - F^t)²)``; the student keeps its projector P and takes the teacher's classifier.
+
+    No labels and no divergence (the authors' scripts set both weights to 0). Maps are compared where the
+    teacher's classifier reads the spatial mean of its last map (official code, larger maps pooled to the
+    smaller); other teachers (ViT, ...) are compared by the classifier's input with the mean of the projected
+    map. P ends in a ReLU only where the target has no negative values.
+
+    The deployed network holds the student's own, unused head too: its parameters are counted.
+    """
+
+    class Params(MethodParams):
+        """Weight and width of the projector."""
+
+        weight: float = Field(1.0, gt=0, description="weight of the feature distance")
+        factor: int = Field(2, ge=1, description="teacher's channels over the projector's inner ones")
+
+    needs = Needs(labels=False, min_batch=2, capabilities=frozenset({"features"}))
+    fidelity = "official-code"
+    deploys_extra = True
+    presets = {"cifar100": {"weight": 1.0, "factor": 2}, "imagenet": {"weight": 1.0, "factor": 2}}
+    taps = {"student": (LAST,)}
+
+    def setup(self, run: Run) -> None:
+        require_categorical(run, "simkd")
+        head = teacher_head(run, "simkd")
+        self.classifier, self.averages = head.classifier, head.averages
+        self.limit: tuple[int, int] | None = None
+        if head.averages:
+            run.teacher.want(LAST)
+            _, _, height, width = run.teacher.shape(LAST)
+            self.limit = (height, width)
+        self.projector = projector(
+            channels(run.student, LAST), head.width, self.hp.factor, relu=head.nonnegative
+        )
+
+    def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Run) -> Mapping[str, Tensor]:
+        with run.amp():
+            projected = self.projector(pool_above(S.feats[LAST], self.limit))
+        vector = full(projected).mean((2, 3))
+        if self.averages:
+            s, t = match_size(projected, T[0].feats[LAST])
+        else:
+            s, t = vector, pooled(T[0])
+        with torch.no_grad():
+            same = self.classifier(vector).argmax(1) == T[0].logits.argmax(1)
+            run.log({"agreement": same.float().mean()})
+        return {"simkd": self.hp.weight * feature_loss(s, t)}
+
+    def deploy(self, run: Run) -> Mapping[str, nn.Module]:
+        return {"student": Reuse(run.student, self.projector, self.classifier, self.limit)}
