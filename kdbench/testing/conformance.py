@@ -88,17 +88,20 @@ def check_method(
         seen = f"setup() {_raised(e)}"
         report.checks.append(Check("setup", False, seen, "setup() must work before any data is seen"))
         return report
+    crashed = False
     for name, check, fix in CHECKS:
+        # when nothing trains the other checks would only say the same; this one may know why
+        if crashed and check is not _every_parameter_learns:
+            continue
         try:
             seen = check(bench)
             report.checks.append(Check(name, True, seen or ""))
         except _Failed as e:
             report.checks.append(Check(name, False, str(e), fix))
         except Exception as e:
-            crashed = check is _finite and not isinstance(e, Diverged)
-            report.checks.append(Check(name, False, _raised(e), "Mend the error." if crashed else fix))
-            if crashed:  # nothing trains, so the other checks would say the same
-                break
+            first = check is _finite and not isinstance(e, Diverged)
+            report.checks.append(Check(name, False, _raised(e), "Mend the error." if first else fix))
+            crashed = crashed or first
     if isinstance(method, str):
         report.checks.append(_entry_agrees(registry, method, bench))
     return report
