@@ -1,4 +1,7 @@
-"""The board and MLflow's page as a person sees them: in a headless Chromium. A missing browser is a failure."""
+"""The board and MLflow's page as a person sees them: in a headless Chromium.
+
+In CI a missing browser is a failure; on a user's machine these tests are then left out.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,11 @@ def browser():
     for flag in FLAGS:
         options.add_argument(flag)
     binary, service = shutil.which("chromium"), shutil.which("chromedriver")
-    assert binary, "these tests need Debian's packages chromium and chromium-driver"
-    assert service, "these tests need Debian's packages chromium and chromium-driver"
+    if binary is None or service is None:
+        reason = "needs Chromium and its driver (Debian: chromium, chromium-driver)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     options.binary_location = binary
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(service))
