@@ -1,5 +1,6 @@
 """Cut runs end like undisturbed ones: same weights, same metrics, and nothing finished is touched."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -87,19 +88,29 @@ def test_second_run_does_nothing(undisturbed, kdbench):
     assert seconds < 10
 
 
+def kill_in_mid_cell(started, run):
+    """Kill workers until one was in the middle of its cell; one with its record on disk was on its way out."""
+
+    def cut_cells():
+        return [r for r in records(run).values() if r["status"] == "interrupted"]
+
+    while not cut_cells():
+        worker = wait_until(started.workers, "a worker")[0]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda worker=worker: not alive(worker), "the worker to leave")
+        until = time.monotonic() + 3
+        while not cut_cells() and time.monotonic() < until:
+            time.sleep(0.05)
+
+
 @pytest.mark.parametrize("number", range(2))
 def test_kill_of_a_worker(cut, undisturbed, kdbench, number):
     dice = random.Random(f"worker {number}")
     # in the teacher, then in the middle of the run
     started, run = cut(1 + number * CELLS * EPOCHS // 2)
-    worker = wait_until(started.workers, "a worker")[0]
     time.sleep(dice.uniform(0, 0.2))
-    try:
-        os.kill(worker, signal.SIGKILL)
-    except ProcessLookupError:
-        # it ended in that moment; the next one takes its place
-        worker = wait_until(started.workers, "a worker")[0]
-        os.kill(worker, signal.SIGKILL)
+    kill_in_mid_cell(started, run)
     assert started.wait() == 1, started.stderr
     statuses = [r["status"] for r in records(run).values()]
     assert statuses.count("interrupted") == 1
