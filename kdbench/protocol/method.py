@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdbench.hooks import Needs
 from kdbench.protocol.run import Run
-from kdbench.protocol.types import Batch, Out, Phase, Tap
+from kdbench.protocol.types import Batch, Golden, Out, Phase, Tap
 
 
 class MethodParams(BaseModel):
@@ -51,6 +51,11 @@ class Method(nn.Module):
     def requires(cls, params: Any) -> Needs:
         """Return the needs for these hyper-parameters."""
         return cls.needs
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        """Return values that the formula must give; the conformance suite checks them."""
+        return ()
 
     def setup(self, run: Run) -> None:
         """Make modules, buffers and further students; shapes are known. May raise NotApplicable."""

@@ -112,6 +112,25 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Golden:
+    """A value that a method's own code must give for inputs small enough to work out by hand.
+
+    Attributes:
+        name: what is computed, on which inputs.
+        value: computes it with the method's code: a float or a tensor.
+        expected: the value worked out beforehand; nested sequences for a tensor.
+        source: where `expected` comes from: an equation, or how it was worked out.
+        rtol: largest relative difference.
+    """
+
+    name: str
+    value: Callable[[], Any]
+    expected: Any
+    source: str
+    rtol: float = 1e-5
+
+
+@dataclass(frozen=True)
 class Metric:
     """A metric that a task declares. ``higher_is_better=None`` marks a descriptive one."""
 
