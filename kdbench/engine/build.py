@@ -138,7 +138,8 @@ def prepare_method(cls: type[Method], params: Any, run: CellRun) -> Method:
     """Make a method, check its needs, resolve its taps and let it set up. Raises NotApplicable."""
     with seeded(derive_seed(run.seed, "method")):
         method = cls(params)
-        check_needs(cls.requires(params), run)
+        run.needs = cls.requires(params)
+        check_needs(run.needs, run)
         run.student.want(*method.taps.get("student", ()))
         for teacher in run.teachers:
             teacher.want(*method.taps.get("teacher", ()))

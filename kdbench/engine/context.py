@@ -16,6 +16,7 @@ from kdbench.engine.handle import NetHandle
 from kdbench.engine.optim import Driven
 from kdbench.engine.precision import Precision
 from kdbench.engine.seeds import seeded
+from kdbench.hooks import Needs
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.recipe import Recipe
 from kdbench.protocol.task import Task
@@ -56,6 +57,9 @@ class CellRun:
         self.means: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self._build_student = build_student
+        self._labels: Tensor | None = None
+        #: what the method declared; None until it is made
+        self.needs: Needs | None = None
         for handle in self.teachers:
             handle.net.requires_grad_(False)
             handle.net.eval()
@@ -127,6 +131,19 @@ class CellRun:
 
     def fp32(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, enabled=False)
+
+    def labels(self) -> Tensor | None:
+        needs = self.needs
+        if needs is not None and (not needs.labels or needs.data == "none"):
+            declared = "labels=False" if not needs.labels else 'data="none"'
+            raise RuntimeError(
+                f"run.labels(): the method declares Needs({declared}); leave that out to use training labels"
+            )
+        if self.probing:
+            return torch.zeros(1, dtype=torch.int64, device=self.device)
+        if self._labels is None and self.task_data.labels is not None:
+            self._labels = self.task_data.labels.to(self.device)
+        return self._labels
 
     def log(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

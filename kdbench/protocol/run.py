@@ -128,6 +128,18 @@ class Run(Protocol):
         """Autocast off, for losses."""
         ...
 
+    def labels(self) -> Tensor | None:
+        """Return the labels of all training images by ``batch.index``, (N,) int64 on the device.
+
+        N is the number of images that are trained on: after the data set's limit and without the held-out
+        validation images, so it may be less than ``data.n_train``. None where the data has no labels. While
+        probing no labels are read: one zero, (1,).
+
+        Raises:
+            RuntimeError: the method's ``needs`` say that it uses no labels, or no data.
+        """
+        ...
+
     def log(self, values: Mapping[str, Any]) -> None:
         """Add scalars (tensors stay on the device) to the epoch's means."""
         ...

@@ -206,12 +206,18 @@ class Stream(Protocol):
 
 @dataclass
 class TaskData:
-    """What a task sets up: training streams by name, evaluation splits (re-iterable), and facts."""
+    """What a task sets up: training streams by name, evaluation splits (re-iterable), and facts.
+
+    Attributes:
+        labels: (N,) int64, the label of each sample of the ``train`` stream by its ``batch.index``, on any
+            device; None where it has no labels.
+    """
 
     streams: Mapping[str, Stream]
     splits: Mapping[str, Iterable[Batch]]
     info: DataInfo
     extra: Mapping[str, Any] = field(default_factory=dict)
+    labels: Tensor | None = None
 
 
 class TaskContext(Protocol):
@@ -228,6 +234,10 @@ class TaskContext(Protocol):
 
     def image_split(self, name: str) -> Iterable[Batch]:
         """Evaluation batches of ``val`` or ``test``, in order, without augmentation."""
+        ...
+
+    def train_labels(self) -> Tensor:
+        """(N,) int64 on the CPU, labels of the images of ``train`` by ``batch.index``."""
         ...
 
 

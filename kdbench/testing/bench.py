@@ -33,7 +33,7 @@ class TinyStream:
         generator = torch.Generator().manual_seed(1)
         n = sum(sizes)
         self._x = [torch.randn(n, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) for _ in range(1 + views)]
-        self._y = torch.arange(n) % CLASSES if labelled else None
+        self.labels = torch.arange(n) % CLASSES if labelled else None
         self._sizes = sizes
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class TinyStream:
         index = torch.arange(sum(self._sizes)).split(list(self._sizes))
         for i in index[start:]:
             main, *views = (x[i] for x in self._x)
-            yield Batch(main, None if self._y is None else self._y[i], i, tuple(views))
+            yield Batch(main, None if self.labels is None else self.labels[i], i, tuple(views))
 
 
 class Bench:
@@ -84,7 +84,9 @@ class Bench:
         train = TinyStream(sizes, views)
         streams = {"train": train, "train_unlabelled": TinyStream(sizes, views, labelled=False)}
         batches = list(TinyStream(sizes, 0).epoch(0))
-        data = TaskData(streams=streams, splits={"val": batches, "test": batches}, info=info)
+        data = TaskData(
+            streams=streams, splits={"val": batches, "test": batches}, info=info, labels=train.labels
+        )
         recipe = Recipe.model_validate(
             {
                 "epochs": 3,

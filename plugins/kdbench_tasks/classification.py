@@ -41,13 +41,13 @@ class Classification(Task):
         )
 
     def setup(self, ctx: TaskContext) -> TaskData:
-        """Take the streams, the test split and, where there is one, the validation split."""
+        """Take the streams, the training labels, the test split and, if there is one, the validation split."""
         self.label_smoothing = ctx.label_smoothing
         splits = {"test": ctx.image_split("test")}
         val = ctx.image_split("val")
         if not (isinstance(val, Sized) and len(val) == 0):
             splits["val"] = val
-        return TaskData(streams=ctx.image_streams(), splits=splits, info=ctx.info)
+        return TaskData(ctx.image_streams(), splits, ctx.info, labels=ctx.train_labels())
 
     def loss(self, out: Out, batch: Batch) -> Tensor:
         """Cross-entropy (with the recipe's label smoothing), mean over the batch, in float32.

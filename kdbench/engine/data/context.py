@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdbench.engine.data.resident import ResidentSplit, ResidentStream
 from kdbench.engine.data.splits import Split, make_splits
@@ -71,6 +72,9 @@ class DataContext:
             )
         images = self._dataset.arrays(split.source, split.indices)
         return ResidentSplit(images, split.labels, self.info, **common)
+
+    def train_labels(self) -> Tensor:
+        return torch.from_numpy(self.splits["train"].labels.copy())
 
     def _stream(self, *, labelled: bool) -> Stream:
         return _Lazy(lambda: self._make_stream(labelled))

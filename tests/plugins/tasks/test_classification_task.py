@@ -205,6 +205,9 @@ class Context:
     def image_streams(self):
         return {"train": "a stream"}
 
+    def train_labels(self):
+        return torch.tensor([1, 0])
+
     def image_split(self, name):
         return {"test": [Batch(torch.zeros(2, 4), torch.tensor([1, 1]))], "val": self.val}[name]
 
@@ -215,6 +218,7 @@ def test_setup_takes_what_the_engine_has(val, names):
     assert set(data.splits) == names
     assert set(data.streams) == {"train"}
     assert data.info is Context.info
+    assert data.labels.tolist() == [1, 0]
 
 
 def test_floors():
