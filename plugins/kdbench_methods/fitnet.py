@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, NotApplicable, Opt, Out, Phase, Run
+from kdbench.api import Batch, Method, MethodParams, Needs, NotApplicable, Opt, Out, Phase, Run, Tap
 from kdbench_methods._common import channels, connector, full, match_size, stage_pairs
 
 
@@ -21,22 +22,36 @@ def hint_loss(s: Tensor, t: Tensor) -> Tensor:
     return F.mse_loss(full(s), full(t))
 
 
+def never_negative(run: Run, tap: Tap) -> bool:
+    """Return whether the teacher's feature has no value below 0 on two random images."""
+    side = run.data.image_size
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((2, run.data.in_chans, side, side), generator=generator).to(run.device)
+    with torch.no_grad():
+        return bool((run.teacher(x, (tap,)).feats[tap] >= 0).all())
+
+
 class FitNet(Method):
-    """``L = ce_weight·L_task + hint_weight·mean((r(F^s) - F^t)²)`` at one stage (``stages="joint"``).
+    """``L = ce_weight·L_task + hint_weight·mean((r(F^s) - F^t)²)`` at one stage, the hint.
 
-    With ``stages="two-phase"``, as in the paper, the student's first part and the regressor r are trained on
-    the hint alone, then the student on the task's loss and ``kd_weight`` times the divergence to the teacher.
+    That is ``stages="joint"``. With ``stages="two-phase"``, as in the paper, the student's first part and the
+    regressor r are trained on the hint alone, then the student on the task's loss and ``kd_weight`` times the
+    divergence to the teacher.
 
-    A reconstruction: the joint form and its weight 100 follow RepDistiller. The regressor is a 1×1
-    convolution and BatchNorm, on maps pooled to the smaller of the two sizes, and without a final ReLU, so
-    that it also reaches targets of teachers whose stages end in something else.
+    A reconstruction: the paper gives no code for today's networks, and the joint form, its weight 100 and its
+    stage are RepDistiller's. The hint is the middle one of the paired stages, the earlier of two (the second
+    of three or four). r is a 1×1 convolution, BatchNorm, and a ReLU where the teacher's map has no negative
+    value, on maps pooled to the smaller of the two sizes (RepDistiller learns that step by strided
+    convolutions).
     """
 
     class Params(MethodParams):
         """Place and weight of the hint, and the procedure."""
 
         stages: Literal["joint", "two-phase"] = Field("joint", description="one phase, or hint then task")
-        hint: int = Field(-2, description="which of the paired stages; -1 is the last, 0 the first")
+        hint: int | None = Field(
+            None, description="which of the paired stages, 0 the first, -1 the last; none: the middle one"
+        )
         hint_weight: float = Field(100.0, gt=0, description="weight of the hint in joint training")
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
         kd_weight: float = Field(0.0, ge=0, description="weight of the divergence to the teacher")
@@ -46,20 +61,22 @@ class FitNet(Method):
     needs = Needs(min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {
-        "cifar100": {"stages": "joint", "hint": -2, "hint_weight": 100.0},
+        "cifar100": {"stages": "joint", "hint_weight": 100.0},
         "two-phase": {"stages": "two-phase", "kd_weight": 1.0},
     }
 
     def setup(self, run: Run) -> None:
         pairs = stage_pairs(run, "post")
-        if not -len(pairs) <= self.hp.hint < len(pairs):
-            raise NotApplicable(f"fitnet: hint {self.hp.hint}, but the networks share {len(pairs)} stage(s)")
-        self.student_tap, self.teacher_tap = pairs[self.hp.hint]
+        hint = (len(pairs) - 1) // 2 if self.hp.hint is None else self.hp.hint
+        if not -len(pairs) <= hint < len(pairs):
+            raise NotApplicable(f"fitnet: hint {hint}, but the networks share {len(pairs)} stage(s)")
+        self.student_tap, self.teacher_tap = pairs[hint]
         run.student.want(self.student_tap)
         run.teacher.want(self.teacher_tap)
-        self.regressor = connector(
-            channels(run.student, self.student_tap), channels(run.teacher, self.teacher_tap)
-        )
+        c_in, c_out = channels(run.student, self.student_tap), channels(run.teacher, self.teacher_tap)
+        self.regressor = connector(c_in, c_out)
+        if never_negative(run, self.teacher_tap):
+            self.regressor.append(nn.ReLU())
 
     def phases(self, run: Run) -> Sequence[Phase]:
         if self.hp.stages == "joint":

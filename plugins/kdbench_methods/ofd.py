@@ -96,6 +96,7 @@ class OFD(Method):
         "cifar100": {"alpha": 1e-3},
         "imagenet": {"alpha": 1e-4},
         "resnet56-resnet20": {"alpha": 1e-4},
+        "mobilenetv2": {"alpha": 1e-5},
     }
 
     def setup(self, run: Run) -> None:

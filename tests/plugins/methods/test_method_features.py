@@ -13,7 +13,7 @@ from torch import nn
 
 from kdbench.api import NotApplicable, Tap
 from kdbench_methods.ab import AB, boundary_loss, boundary_mismatch, stagewise_boundary_loss
-from kdbench_methods.fitnet import FitNet, hint_loss
+from kdbench_methods.fitnet import FitNet, hint_loss, never_negative
 from kdbench_methods.ofd import OFD, NegativeMean, margins_from_bn, overhaul_loss, partial_l2
 
 
@@ -47,7 +47,7 @@ class TestFitNet:
         parts = method.loss(S, [T], b, run)
         assert set(parts) == {"task", "hint"}
         expected = (method.regressor(S.feats[Tap(2)]) - T.feats[Tap(2)]).square().mean()
-        assert float(parts["hint"]) == pytest.approx(100 * float(expected), rel=1e-4)
+        assert float(parts["hint"].detach()) == pytest.approx(100 * float(expected.detach()), rel=1e-4)
 
     def test_two_phases(self):
         run = FakeRun(net(0), net(1))
@@ -64,6 +64,20 @@ class TestFitNet:
         assert set(train_phase(method, train, run)[0]) == {"task", "kd"}
         torch.testing.assert_close(copy_state(method.regressor), regressor, rtol=0, atol=0)
         assert not torch.equal(run.student.net.head.weight, head["weight"])
+
+    @pytest.mark.parametrize(("stages", "middle"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
+    def test_the_hint_is_the_middle_stage(self, stages, middle):
+        shape = {"widths": (4,) * stages, "strides": (2,) + (1,) * (stages - 1)}
+        run, method = FakeRun(net(0, **shape), net(1, **shape)), FitNet()
+        start(method, run)
+        assert method.student_tap == method.teacher_tap == Tap(middle)
+
+    def test_the_regressor_ends_like_the_teachers_stage(self):
+        run, method = FakeRun(net(0), net(1)), FitNet()
+        start(method, run)
+        assert isinstance(method.regressor[-1], nn.ReLU)
+        assert never_negative(run, Tap(2))
+        assert not never_negative(run, Tap(2, "pre"))
 
     @pytest.mark.parametrize("hint", [3, -4])
     def test_hint_out_of_range(self, hint):
@@ -125,8 +139,27 @@ class TestAB:
         assert not torch.equal(method.connectors[0][0].weight, connectors["0.0.weight"])
         assert 0 <= float(run.logged[0]["boundary_mismatch"]) <= 1
         connectors = copy_state(method.connectors)
-        assert set(train_phase(method, classify, run)[0]) == {"task", "kd"}
+        assert set(train_phase(method, classify, run)[0]) == {"kd"}
         torch.testing.assert_close(copy_state(method.connectors), connectors, rtol=0, atol=0)
+
+    @pytest.mark.parametrize(("weights", "parts"), [((1.0, 0.0), {"task"}), ((1.0, 1.0), {"task", "kd"})])
+    def test_terms_without_weight_are_left_out(self, weights, parts):
+        run = FakeRun(net(0), net(1))
+        method = AB(AB.Params(ce_weight=weights[0], kd_weight=weights[1]))
+        _, classify = start(method, run)
+        assert set(train_phase(method, classify, run)[0]) == parts
+
+    def test_the_defaults_are_the_official_script(self):
+        assert AB.Params() == AB.Params(**AB.presets["official"])
+
+    def test_no_connector_where_the_channels_are_equal(self):
+        for identity, kinds in (
+            (True, [nn.Identity, nn.Identity, nn.Sequential]),
+            (False, [nn.Sequential] * 3),
+        ):
+            run, method = FakeRun(net(0), net(1, widths=(4, 6, 9))), AB(AB.Params(identity=identity))
+            start(method, run)
+            assert [type(c) for c in method.connectors] == kinds
 
     def test_the_official_preset_is_kl_without_t_squared(self):
         run = FakeRun(net(0), net(1))
