@@ -94,7 +94,7 @@ METHODS = (
         target="kdbench_methods.crd:CRD",
         summary="Contrastive representations against banks of all training images.",
         paper="Tian, Krishnan, Isola, ICLR 2020, arXiv:1910.10699",
-        version="1",
+        version="2",
         tags=("features", "contrastive"),
         needs=Needs(index=True, capabilities=_FEATURES),
     ),

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from fake_run import FakeHandle, FakeRun, TinyNet, batch
+from fake_run import CLASSES, FakeHandle, FakeRun, TinyNet, batch
 from torch import Tensor, nn
 
 from kdbench.api import Batch, Out, Tap
@@ -41,6 +41,10 @@ class PooledRun(FakeRun):
         self.students = {"student": self.student}
         self.data = dataclasses.replace(self.data, n_train=n_train)
 
+    def labels(self) -> Tensor:
+        """Classes in turn; one label while probing, as the engine has it."""
+        return torch.arange(1 if self.probing else self.data.n_train) % CLASSES
+
 
 def open_net(seed: int, **kw: Any) -> OpenNet:
     """A network of random weights with a classifier to show."""
@@ -50,5 +54,6 @@ def open_net(seed: int, **kw: Any) -> OpenNet:
 
 
 def indexed(n: int = 8, seed: int = 0, first: int = 0) -> Batch:
-    """A batch of the images `first`, `first` + 1, ..."""
-    return dataclasses.replace(batch(n, seed), index=torch.arange(first, first + n))
+    """A batch of the images `first`, `first` + 1, ..., with the labels of :meth:`PooledRun.labels`."""
+    index = torch.arange(first, first + n)
+    return dataclasses.replace(batch(n, seed), index=index, y=index % CLASSES)

@@ -12,7 +12,7 @@ from pooled_run import PooledRun, indexed
 from torch import nn
 
 from kdbench.api import NotApplicable
-from kdbench_methods.crd import CRD, bank_scores, nce_loss
+from kdbench_methods.crd import CRD, Others, bank_scores, nce_loss
 
 
 def draws(*shape, seed=0):
@@ -27,9 +27,6 @@ class TestCRDLoss:
         negative = np.log(c / (p[:, 1:] + c + 1e-7))
         got = float(nce_loss(torch.tensor(log_p), n))
         assert got == pytest.approx(-(positive + negative.sum()) / 4, rel=1e-12)
-        allowed = np.random.default_rng(1).random((4, k)) < 0.5
-        got = float(nce_loss(torch.tensor(log_p), n, torch.tensor(allowed)))
-        assert got == pytest.approx(-(positive + (negative * allowed).sum()) / 4, rel=1e-12)
 
     def test_gradient_and_extremes(self):
         x = torch.tensor(draws(3, 4), requires_grad=True)
@@ -47,6 +44,35 @@ class TestCRDLoss:
         torch.testing.assert_close(bank_scores(large, e, rows), expected)
 
 
+class TestOthers:
+    def rng(self):
+        return torch.Generator().manual_seed(0)
+
+    def test_negatives_are_all_of_other_classes_and_equally_likely(self):
+        classes = torch.tensor([2, 0, 0, 1, 2, 2, 0, 2, 1])
+        index = torch.arange(9)
+        drawn = Others(classes)(index, 20_000, self.rng())
+        assert drawn.dtype == torch.int64
+        for i in range(9):
+            allowed = (classes != classes[i]).double()
+            seen = torch.bincount(drawn[i], minlength=9).double() / 20_000
+            # five standard deviations of a share of at most 1/5
+            assert torch.allclose(seen, allowed / allowed.sum(), atol=5 * (0.16 / 20_000) ** 0.5)
+            assert (seen[allowed == 0] == 0).all()
+
+    def test_classes_of_their_own_make_every_other_image_a_negative(self):
+        made = Others(torch.arange(4))
+        assert made.fewest == 3
+        drawn = made(torch.tensor([3, 0]), 200, self.rng())
+        assert set(drawn[0].tolist()) == {0, 1, 2}
+        assert set(drawn[1].tolist()) == {1, 2, 3}
+
+    def test_classes_without_images(self):
+        made = Others(torch.tensor([5, 1, 5]))
+        assert made.fewest == 1
+        assert set(made(torch.tensor([0, 1]), 50, self.rng())[1].tolist()) == {0, 2}
+
+
 class TestCRD:
     def made(self, n_train=32, **params):
         run = PooledRun(net(0), net(1, widths=(5, 7, 9)), n_train=n_train)
@@ -60,15 +86,35 @@ class TestCRD:
         return b, method.step(b, run)
 
     def test_negatives_are_bounded_by_the_data(self):
-        assert self.made()[1].k == 31
+        assert self.made()[1].k == 24  # 32 images, 8 of each class
+        assert self.made(negatives="other-image")[1].k == 31
         assert self.made(k=7)[1].k == 7
-        with pytest.raises(NotApplicable, match="two training images"):
+        with pytest.raises(NotApplicable, match="two classes"):
             self.made(n_train=1)
+        run = PooledRun(net(0), net(1))
+        run.labels = lambda: torch.zeros(32, dtype=torch.int64)
+        with pytest.raises(NotApplicable, match="two classes"):
+            start(CRD(CRD.Params()), run)
+        start(CRD(CRD.Params(negatives="other-image")), run)
+
+    def test_data_without_labels(self):
+        run = PooledRun(net(0), net(1))
+        run.labels = lambda: None
+        with pytest.raises(NotApplicable, match="labels of the training images"):
+            start(CRD(CRD.Params()), run)
+        start(method := CRD(CRD.Params(negatives="other-image")), run)
+        assert method.n_data == 32
+
+    def test_the_banks_have_the_images_that_are_trained_on(self):
+        run = PooledRun(net(0), net(1), n_train=32)
+        run.labels = lambda: torch.arange(20) % 3
+        start(method := CRD(CRD.Params()), run)
+        assert (method.n_data, len(method.bank_student), method.k) == (20, 20, 13)
 
     def test_banks_are_buffers_within_the_official_bounds(self):
         _, method, _ = self.made(embed_dim=12)
         names = dict(method.named_buffers())
-        assert {"bank_student", "bank_teacher", "log_z", "labels", "ready"} <= set(names)
+        assert {"bank_student", "bank_teacher", "log_z", "ready"} <= set(names)
         assert names["bank_student"].shape == (32, 12)
         assert float(names["bank_student"].abs().max()) <= 1 / math.sqrt(12 / 3)
         assert not torch.equal(names["bank_student"], names["bank_teacher"])
@@ -79,20 +125,22 @@ class TestCRD:
         start(method := CRD(CRD.Params()), run)
         assert len(method.bank_student) == 1
 
-    def test_draws_leave_out_the_image_itself(self):
-        run, method, _ = self.made(n_train=4, negatives="other-image", k=3)
-        index = torch.arange(4)
-        drawn = torch.cat([method.draw(index, None, run)[0] for _ in range(50)], 1)
-        assert not (drawn == index[:, None]).any()
-        assert all(set(row.tolist()) == set(range(4)) - {i} for i, row in enumerate(drawn))
+    def test_labels_are_no_part_of_the_checkpoint(self):
+        _, method, _ = self.made()
+        assert set(method.state_dict()) == {
+            *(f"embed_{side}.linear.{p}" for side in ("student", "teacher") for p in ("weight", "bias")),
+            *("bank_student", "bank_teacher", "log_z", "ready"),
+        }
 
-    def test_draws_leave_out_known_images_of_the_class(self):
-        run, method, _ = self.made(n_train=8, k=7)
-        labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, -1])
-        method.labels.copy_(labels)
-        drawn, allowed = method.draw(torch.tensor([0, 4]), torch.tensor([0, 1]), run)
-        assert torch.equal(allowed, labels[drawn] != torch.tensor([[0], [1]]))
-        assert allowed.float().mean() > 0.5
+    def test_a_resumed_run_goes_on_as_it_was(self):
+        run, method, _ = self.made()
+        self.step(run, method)
+        run2, again, _ = self.made()
+        again.load_state_dict(method.state_dict())
+        run2.student.net.load_state_dict(run.student.net.state_dict())
+        run2.rng.set_state(run.rng.get_state())
+        first, second = (self.step(r, m, seed=1, first=8)[1] for r, m in ((run, method), (run2, again)))
+        assert {k: v.item() for k, v in first.items()} == {k: v.item() for k, v in second.items()}
 
     def test_the_first_batch_fixes_z(self):
         run, method, _ = self.made()
@@ -119,7 +167,7 @@ class TestCRD:
             state = run.rng.get_state()
             parts = method.loss(S, [T], b, run)
             run.rng.set_state(state)
-            drawn, _ = method.draw(b.index, b.y, run)
+            drawn = method.others(b.index, method.k, run.rng)
             rows = torch.cat([b.index[:, None], drawn], 1)
             for name, bank, embed, out in (
                 ("nce_student", bank_t, method.embed_student, S),
@@ -139,14 +187,12 @@ class TestCRD:
         run.student.net.train()
         with torch.no_grad():
             et = method.embed_teacher(run.teach(run.teacher, indexed().x).pooled)
-        b, _ = self.step(run, method)
+        self.step(run, method)
         mixed = nn.functional.normalize((old_t[:8] + et) / 2, dim=1)
         torch.testing.assert_close(method.bank_teacher[:8], mixed)
         torch.testing.assert_close(method.bank_student[:8].norm(dim=1), torch.ones(8))
         assert torch.equal(method.bank_student[8:], old_s[8:])
         assert torch.equal(method.bank_teacher[8:], old_t[8:])
-        assert torch.equal(method.labels[:8], b.y)
-        assert (method.labels[8:] == -1).all()
 
     def test_embeddings_learn(self):
         run, method, _ = self.made()
