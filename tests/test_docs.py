@@ -23,13 +23,14 @@ PAGES = [
     for name in (
         "README.md",
         "CONTRIBUTING.md",
-        "docs/matrix.md",
-        "docs/method.md",
-        "docs/measurement.md",
-        "docs/records.md",
+        "docs/reference/matrix.md",
+        "docs/how-to/write-a-method.md",
+        "docs/reference/measurement.md",
+        "docs/reference/records.md",
         "plugins/template/README.md",
     )
 ]
+AUTHORS_GUIDE = ROOT / "docs/how-to/write-a-method.md"
 MATRIX_SECTIONS = {
     "Matrix": matrices.Matrix,
     "Data set": matrices.DatasetItem,
@@ -87,7 +88,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 @pytest.mark.parametrize("heading", MATRIX_SECTIONS)
 def test_the_matrix_page_has_every_key(heading):
-    rows = table(sections(ROOT / "docs/matrix.md")[heading])
+    rows = table(sections(ROOT / "docs/reference/matrix.md")[heading])
     fields = MATRIX_SECTIONS[heading].model_fields
     assert rows.keys() == fields.keys()
     for key, info in fields.items():
@@ -105,13 +106,13 @@ def test_the_matrix_page_has_every_key(heading):
 
 @pytest.mark.parametrize("heading", RECORD_SECTIONS)
 def test_the_records_page_has_every_field(heading):
-    rows = table(sections(ROOT / "docs/records.md")[heading])
+    rows = table(sections(ROOT / "docs/reference/records.md")[heading])
     assert list(rows) == list(RECORD_SECTIONS[heading].model_fields)
     assert all(meaning for _, meaning in rows.values())
 
 
 def test_the_records_page_has_every_status():
-    assert tuple(table(sections(ROOT / "docs/records.md")["Statuses"])) == records.STATUSES
+    assert tuple(table(sections(ROOT / "docs/reference/records.md")["Statuses"])) == records.STATUSES
 
 
 def test_the_method_page_has_every_field():
@@ -119,7 +120,7 @@ def test_the_method_page_has_every_field():
 
     from kdbench.hooks import Needs
 
-    text = (ROOT / "docs/method.md").read_text()
+    text = (AUTHORS_GUIDE).read_text()
     for cls in (Tap, Phase, Opt, Needs):
         for field in fields(cls):
             assert re.search(rf"^\| .*`{field.name}`.* \|", text, flags=re.M), f"{cls.__name__}.{field.name}"
@@ -129,7 +130,7 @@ def test_the_method_page_has_what_a_run_offers():
     from kdbench.protocol.run import Run
 
     names = {n for n in (*Run.__annotations__, *vars(Run)) if not n.startswith("_")}
-    described = sections(ROOT / "docs/method.md")["What `run` offers"]
+    described = sections(AUTHORS_GUIDE)["What `run` offers"]
     assert [n for n in sorted(names) if not re.search(rf"\b{n}\b", described)] == []
 
 
@@ -137,19 +138,19 @@ def test_the_method_page_has_what_a_run_offers():
 def test_the_examples_of_the_method_page_pass_the_conformance_suite(number, check_method):
     from kdbench.api import Method
 
-    examples = [code for code in blocks(ROOT / "docs/method.md", "python") if "(Method):" in code]
+    examples = [code for code in blocks(AUTHORS_GUIDE, "python") if "(Method):" in code]
     assert len(examples) == 3
     space: dict[str, object] = {"__name__": "example"}
-    exec(compile(examples[number], "docs/method.md", "exec"), space)
+    exec(compile(examples[number], AUTHORS_GUIDE.name, "exec"), space)
     made = [v for v in space.values() if isinstance(v, type) and issubclass(v, Method) and v is not Method]
     assert len(made) == 1
     check_method(made[0])
 
 
 def test_the_registration_of_the_method_page_works():
-    (code,) = [c for c in blocks(ROOT / "docs/method.md", "python") if "MethodEntry(" in c]
+    (code,) = [c for c in blocks(AUTHORS_GUIDE, "python") if "MethodEntry(" in c]
     space: dict[str, object] = {}
-    exec(compile(code, "docs/method.md", "exec"), space)
+    exec(compile(code, AUTHORS_GUIDE.name, "exec"), space)
     (entry,) = space["kdbench_methods"]()
     assert entry.name == "last-stage"
 
@@ -222,5 +223,5 @@ def test_every_method_and_matrix_that_is_shipped_is_named():
     from kdbench.matrix.load import matrix_names
     from kdbench.matrix.recipe_files import recipe_names
 
-    page = (ROOT / "docs/matrix.md").read_text()
+    page = (ROOT / "docs/reference/matrix.md").read_text()
     assert [n for n in (*matrix_names(), *recipe_names()) if f"`{n}`" not in page] == []
