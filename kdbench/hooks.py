@@ -35,6 +35,7 @@ class Needs:
 
     Attributes:
         teachers: number of teachers (0: the method has none; online methods make their own peers).
+        assistants: number of assistants, further architectures that the pair names (0 or 1).
         route: number of checkpoints on the teacher's training route, at equal epoch intervals (0: none).
         data: ``"real"`` or ``"none"`` (data-free: the training set is never read).
         labels: whether labels of the training set are used.
@@ -49,6 +50,7 @@ class Needs:
     """
 
     teachers: int = 1
+    assistants: int = 0
     route: int = 0
     data: str = "real"
     labels: bool = True
@@ -66,6 +68,8 @@ class Needs:
         out: list[str] = []
         if self.teachers != 1:
             out.append("no teacher" if self.teachers == 0 else f"{self.teachers} teachers")
+        if self.assistants:
+            out.append("an assistant")
         if self.route:
             out.append(f"teacher route of {self.route} checkpoints")
         if self.data == "none":

@@ -147,12 +147,11 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
         table.add_column(column)
     for cell in plan.cells:
         names = cell.file.labels
-        pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
         role = " (teacher)" if names.role == "teacher" else ""
         again = cell.status not in ("to run", "interrupted") and cell in open_cells
         status = f"{cell.status}, again" if again else cell.status
         # as text: labels may have square brackets, which rich takes for markup
-        cells = (status, names.variant + role, pair, names.dataset, str(names.seed), cell.id[:12])
+        cells = (status, names.variant + role, names.pair, names.dataset, str(names.seed), cell.id[:12])
         table.add_row(*map(Text, cells))
     _console().print(table)
     for cell in plan.cells:
@@ -202,7 +201,6 @@ def _print_table(plan: Plan) -> None:
     rows: dict[tuple[str, ...], list[float | None]] = {}
     for cell in plan.cells:
         names = cell.file.labels
-        pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
         role = " (teacher)" if names.role == "teacher" else ""
         value = None
         if cell.status == "done":
@@ -211,7 +209,7 @@ def _print_table(plan: Plan) -> None:
         if cell.status != "not_applicable":
             # cells of one row differ in nothing but the seed, whatever their labels say
             same = cell_id({**cell.file.identity, "seed": 0})
-            rows.setdefault((names.dataset, pair, names.variant + role, same), []).append(value)
+            rows.setdefault((names.dataset, names.pair, names.variant + role, same), []).append(value)
     table = Table(title=f"{plan.matrix.matrix.name}: top-1 after the last epoch, %")
     for column in ("data set", "pair", "method", "n", "mean", "sd"):
         table.add_column(column, justify="right" if column in ("n", "mean", "sd") else "left")

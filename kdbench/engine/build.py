@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,13 @@ def make_run(
     where: dict[str, Any] = {"image_size": info.image_size, "in_chans": info.in_chans, "device": device}
     last = cell.recipe.channels_last
 
-    def student() -> nn.Module:
-        net = task.build("student", builder(registry, cell.student), task_data)
+    def learner(arch: Arch) -> nn.Module:
+        net = task.build("student", builder(registry, arch), task_data)
         net = net.to(memory_format=torch.channels_last) if last else net  # type: ignore[call-overload]
         return net.to(device)
 
     with seeded(derive_seed(cell.seed, "init", "student")):
-        student_net = student()
+        student_net = learner(cell.student)
     teachers = []
     for k, source in enumerate(cell.teachers):
         arch = source.architecture
@@ -113,7 +114,8 @@ def make_run(
     return CellRun(
         student=NetHandle("student", student_net, **where),
         teachers=teachers,
-        build_student=student,
+        build_student=partial(learner, cell.student),
+        build_assistant=partial(learner, cell.assistant) if cell.assistant else None,
         task=task,
         task_data=task_data,
         recipe=cell.recipe,
@@ -152,6 +154,8 @@ def check_needs(needs: Needs, run: CellRun) -> None:
     """Raise NotApplicable with the first need that the networks or the data do not meet."""
     if len(run.teachers) < needs.teachers:
         raise NotApplicable(f"needs {needs.teachers} teacher(s), the pair has {len(run.teachers)}")
+    if needs.assistants and not run.has_assistant:
+        raise NotApplicable("needs a pair with an assistant")
     if run.data.num_classes < needs.min_classes:
         raise NotApplicable(
             f"needs at least {needs.min_classes} classes, the data set has {run.data.num_classes}"

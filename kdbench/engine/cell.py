@@ -292,6 +292,8 @@ def provenance(registry: Registry, cell: CellFile) -> dict[str, Plugin]:
     parts |= {"student": ("architectures", cell.student.name), "dataset": ("datasets", cell.dataset.name)}
     if cell.teachers:
         parts["teacher"] = ("architectures", cell.teachers[0].architecture.name)
+    if cell.assistant:
+        parts["assistant"] = ("architectures", cell.assistant.name)
     out = {}
     for part, (kind, name) in parts.items():
         found = registry.get(kind, name)

@@ -60,6 +60,8 @@ class CellFile(_Part):
     method: str
     params: dict[str, Any]
     student: Arch
+    #: architecture of the assistant, only where the method needs one
+    assistant: Arch | None = None
     teachers: list[TeacherSource]
     dataset: Data
     recipe: Recipe

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.batchnorm import batch_statistics
 from kdbench.engine.branch import branch
+from kdbench.engine.divergence import Terms
 from kdbench.engine.handle import NetHandle
 from kdbench.engine.optim import Driven
 from kdbench.engine.precision import Precision
@@ -20,7 +21,7 @@ from kdbench.hooks import Needs
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.recipe import Recipe
 from kdbench.protocol.task import Task
-from kdbench.protocol.types import Batch, Out, TaskData
+from kdbench.protocol.types import Batch, NotApplicable, Out, TaskData
 
 
 class CellRun:
@@ -32,6 +33,7 @@ class CellRun:
         student: NetHandle,
         teachers: Sequence[NetHandle],
         build_student: Callable[[], nn.Module],
+        build_assistant: Callable[[], nn.Module] | None = None,
         task: Task,
         task_data: TaskData,
         recipe: Recipe,
@@ -54,9 +56,8 @@ class CellRun:
         self.optimizers: dict[str, Driven] = {}
         self.teacher_bn: Literal["eval", "batch"] = "eval"
         self.precision = Precision("fp32" if probing else recipe.precision, device)
-        self.means: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self._build_student = build_student
+        self.terms = Terms(device)
+        self._build_student, self._build_assistant = build_student, build_assistant
         self._labels: Tensor | None = None
         #: what the method declared; None until it is made
         self.needs: Needs | None = None
@@ -88,23 +89,40 @@ class CellRun:
     def new_student(
         self, name: str, *, share: Literal["none", "all_but_last"] = "none", seed: int = 0
     ) -> NetHandle:
+        net = self._new_net("new_student", name, self._build_student, seed)
+        if share == "all_but_last":
+            return self._join(branch(name, net, self.student, **self._where()))
+        return self._join(NetHandle(name, net, **self._where()))
+
+    @property
+    def has_assistant(self) -> bool:
+        """Whether the pair names an assistant."""
+        return self._build_assistant is not None
+
+    def new_assistant(self, name: str = "assistant", *, seed: int = 0) -> NetHandle:
+        if self._build_assistant is None:
+            raise NotApplicable("needs a pair with an assistant")
+        net = self._new_net("new_assistant", name, self._build_assistant, seed)
+        return self._join(NetHandle(name, net, **self._where()))
+
+    def _new_net(self, caller: str, name: str, build: Callable[[], nn.Module], seed: int) -> nn.Module:
         if self.student.locked:
-            raise RuntimeError("new_student() belongs in setup(), so that a cut run can be resumed")
+            raise RuntimeError(f"{caller}() belongs in setup(), so that a cut run can be resumed")
         if name in self.students:
             raise ValueError(f"a student named '{name}' exists already")
         with seeded(derive_seed(self.seed, "init", name, seed)):
-            net = self._build_student()
-        where: dict[str, Any] = {
+            return build()
+
+    def _where(self) -> dict[str, Any]:
+        return {
             "image_size": self.data.image_size,
             "in_chans": self.data.in_chans,
             "device": self.device,
         }
-        if share == "all_but_last":
-            handle: NetHandle = branch(name, net, self.student, **where)
-        else:
-            handle = NetHandle(name, net, **where)
+
+    def _join(self, handle: NetHandle) -> NetHandle:
         handle._batches = self._peek
-        self.students[name] = handle
+        self.students[handle.name] = handle
         return handle
 
     def teach(
@@ -146,19 +164,7 @@ class CellRun:
         return self._labels
 
     def log(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            v = (
-                value.detach()
-                if isinstance(value, Tensor)
-                else torch.tensor(float(value), device=self.device)
-            )
-            v = v.to(torch.float32)
-            if name in self.means:
-                self.means[name] += v
-                self.counts[name] += 1
-            else:
-                self.means[name] = v.clone()
-                self.counts[name] = 1
+        self.terms.add(values, self.global_step + 1)
 
     def split(self, name: str) -> Iterable[Batch]:
         if name == "test":

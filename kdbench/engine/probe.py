@@ -30,6 +30,7 @@ class Verdict:
     params: dict[str, Any] | None = None
     fidelity: str = ""
     teachers: int = 0
+    assistants: int = 0
     route: int = 0
     reason: str | None = None
     error: str | None = None
@@ -46,7 +47,13 @@ def resolve_method(registry: Registry, name: str, preset: str | None, params: Ma
     from pydantic import TypeAdapter
 
     dumped = TypeAdapter(cls.Params).dump_python(resolved, mode="json")
-    return Verdict(params=dumped, fidelity=cls.fidelity, teachers=needs.teachers, route=needs.route)
+    return Verdict(
+        params=dumped,
+        fidelity=cls.fidelity,
+        teachers=needs.teachers,
+        assistants=needs.assistants,
+        route=needs.route,
+    )
 
 
 def check_device(name: str, precision: str) -> str | None:

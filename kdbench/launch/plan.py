@@ -42,9 +42,8 @@ class PlannedCell:
     def label(self) -> str:
         """Short text for people: variant, pair and seed."""
         names = self.file.labels
-        pair = f"{names.teacher} -> {names.student}" if names.teacher else names.student
         role = " (teacher)" if names.role == "teacher" else ""
-        return f"{names.variant} | {pair} | {names.dataset} | seed {names.seed}{role}"
+        return f"{names.variant} | {names.pair} | {names.dataset} | seed {names.seed}{role}"
 
 
 @dataclass
@@ -100,6 +99,8 @@ class Planner:
             wanted.append(("architectures", spec.student.name, ("pairs",)))
             if spec.teacher is not None:
                 wanted.append(("architectures", spec.teacher.name, ("pairs",)))
+            if spec.assistant is not None:
+                wanted.append(("architectures", spec.assistant.name, ("pairs",)))
             wanted.append(("datasets", spec.dataset.name, ("datasets",)))
             wanted += [("evaluators", name, ("evaluators",)) for name in spec.evaluators]
             for kind, name, path in wanted:
@@ -121,7 +122,7 @@ class Planner:
 
     def _culprit(self, spec: CellSpec, message: str) -> tuple[Any, ...]:
         """Return the key path of what a message is about: an architecture that it names, or the method."""
-        for arch in (spec.student, spec.teacher):
+        for arch in (spec.student, spec.teacher, spec.assistant):
             if arch is None:
                 continue
             if any(f"'{name}'" in message for name in (arch.name, arch.name.rpartition(":")[2])):
@@ -193,6 +194,8 @@ class Planner:
                 source, dependency = self._teacher(spec, k, cells, method["route"])
                 teachers.append(source)
                 after += [dependency] if dependency else []
+        if reason is None and method["assistants"] and spec.assistant is None:
+            reason = "needs a pair with an assistant"
         file = self._file(spec, method, teachers)
         cell = cells.get(file.cell_id)
         if cell is None:
@@ -255,6 +258,8 @@ class Planner:
     def _file(self, spec: CellSpec, method: Mapping[str, Any], teachers: list[TeacherSource]) -> CellFile:
         get, info = self._registry.get, self._infos[_dataset_key(spec)]
         storage = choose_storage(spec.dataset.storage, info, spec.recipe.augment.kind)
+        # only for methods that use it, so that naming one leaves the ids of all other cells as they are
+        assistant = spec.assistant if method["assistants"] else None
         described: list[dict[str, Any]] = []
         for t in teachers:
             if t.source == "cell":
@@ -271,6 +276,7 @@ class Planner:
             dataset_version=get("datasets", spec.dataset.name).version,
             task_version=get("tasks", spec.task).version,
             teachers=described,
+            assistant_version=get("architectures", assistant.name).version if assistant else None,
             storage=storage,
             dataset_args=self._data_args[_dataset_key(spec)],
         )
@@ -285,6 +291,7 @@ class Planner:
                 dataset=spec.dataset.label,
                 student=spec.student.label,
                 teacher=spec.teacher.label if teachers and spec.teacher else None,
+                assistant=assistant.label if assistant else None,
                 method=spec.method.name,
                 variant=variant_label(spec.method),
                 recipe=spec.recipe.name,
@@ -297,6 +304,7 @@ class Planner:
             method=spec.method.name,
             params=method["params"],
             student=Arch(name=spec.student.name, args=dict(spec.student.args)),
+            assistant=Arch(name=assistant.name, args=dict(assistant.args)) if assistant else None,
             teachers=teachers,
             dataset=Data(
                 name=spec.dataset.name,

@@ -52,6 +52,7 @@ class Resolver:
         if cell:
             names += [("architectures", cell["student"]["name"]), ("datasets", cell["dataset"]["name"])]
             names += [("architectures", t["architecture"]["name"]) for t in cell["teachers"]]
+            names += [("architectures", cell["assistant"]["name"])] if cell.get("assistant") else []
             names += [("tasks", cell["task"])]
         code = {f"{kind}:{n}": code_digest(self._registry.get(kind, n).entry.target) for kind, n in names}
         facts = {

@@ -54,6 +54,7 @@ class _Pair:
     teacher: TeacherSpec | None
     student: ArchSpec
     label: str
+    assistant: ArchSpec | None = None
 
 
 def expand(loaded: LoadedMatrix, *, only: Sequence[str] = ()) -> Expansion:
@@ -119,6 +120,7 @@ class _Expander:
                 throughput=matrix.throughput,
                 timeout_s=matrix.timeout_s,
                 pair=pair.label,
+                assistant=pair.assistant,
             )
             for dataset, pair, method, seed in product(datasets, pairs, methods, seeds)
         ]
@@ -176,7 +178,9 @@ class _Expander:
         matrix = self._matrix
         if matrix.pairs is not None:
             return [
-                _pair(self._teacher(p.teacher, ("pairs", i, "teacher")), _arch(p.student), p.label)
+                _pair(
+                    self._teacher(p.teacher, ("pairs", i, "teacher")), _arch(p.student), p.label, p.assistant
+                )
                 for i, p in enumerate(matrix.pairs)
             ]
         teachers = [self._teacher(t, ("teachers", i)) for i, t in enumerate(matrix.teachers or ())]
@@ -224,6 +228,8 @@ class _Expander:
                     plain = arch.model_fields_set == {"name"}
                     students += _unique(known_students) if plain and known_students else [_arch(arch)]
             pairs = [self._known_pair(t, s) for t, s in product(teachers, students)]
+        if item.assistant is not None:
+            pairs = [replace(pair, assistant=_arch(item.assistant)) for pair in pairs]
         recipe = None if item.recipe is None else self._named(item.recipe, (*path, "recipe"))
         if recipe is not None:
             changes = self._changes((*path, "recipe"))
@@ -301,10 +307,14 @@ def _dataset(item: DatasetItem) -> DatasetSpec:
     )
 
 
-def _pair(teacher: TeacherSpec | None, student: ArchSpec, label: str | None = None) -> _Pair:
-    return _Pair(
-        teacher, student, label or (f"{teacher.label}->{student.label}" if teacher else student.label)
-    )
+def _pair(
+    teacher: TeacherSpec | None,
+    student: ArchSpec,
+    label: str | None = None,
+    assistant: ArchItem | None = None,
+) -> _Pair:
+    label = label or (f"{teacher.label}->{student.label}" if teacher else student.label)
+    return _Pair(teacher, student, label, None if assistant is None else _arch(assistant))
 
 
 def _unique(items: Iterable[T]) -> list[T]:

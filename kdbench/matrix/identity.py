@@ -72,6 +72,7 @@ def identity(
     teachers: Sequence[Mapping[str, Any]],
     storage: str | None = None,
     dataset_args: Mapping[str, Any] | None = None,
+    assistant_version: str | None = None,
 ) -> dict[str, Any]:
     """Return everything that can change the result of a cell, and nothing else.
 
@@ -85,6 +86,8 @@ def identity(
         storage: ``resident`` or ``stream``, where the spec says ``auto``.
         dataset_args: parameters of the data set that change the images and that its revision does not cover
             (its resolved parameters without those in ``Dataset.location``).
+        assistant_version: of the assistant's registry entry; None for a method that uses none: then the pair's
+            assistant is no part of the identity.
 
     Raises ValueError when `storage` is left open or a teacher does not name exactly one source.
     """
@@ -94,7 +97,7 @@ def identity(
     for teacher in teachers:
         if sum(kind in teacher for kind in _TEACHER_KINDS) != 1:
             raise ValueError(f"a teacher has one of {', '.join(_TEACHER_KINDS)}, not {sorted(teacher)}")
-    return {
+    out: dict[str, Any] = {
         "protocol": PROTOCOL,
         "task": {"name": spec.task, "version": task_version},
         "method": {"name": spec.method.name, "version": method_version, "params": dict(params)},
@@ -112,3 +115,9 @@ def identity(
         "recipe": spec.recipe.model_dump(mode="json"),
         "seed": spec.seed,
     }
+    if assistant_version is not None:
+        if spec.assistant is None:
+            raise ValueError("the method uses an assistant and the cell has none")
+        args = dict(spec.assistant.args)
+        out["assistant"] = {"name": spec.assistant.name, "version": assistant_version, "args": args}
+    return out

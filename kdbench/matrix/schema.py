@@ -125,10 +125,13 @@ MethodField = Annotated[MethodItem, BeforeValidator(_named, json_schema_input_ty
 
 
 class Pair(StrictModel):
-    """A teacher and a student."""
+    """A teacher and a student, with an assistant between them for the methods that train one."""
 
     teacher: TeacherField = Field(description="null: only methods that need no teacher run.")
     student: ArchField
+    assistant: ArchField | None = Field(
+        default=None, description="Middle-sized architecture, for methods that train an assistant."
+    )
     label: Label | None = Field(
         default=None, description="Name for --only pair=...; default: teacher->student."
     )
@@ -194,6 +197,9 @@ class Include(StrictModel):
         ]
         | None
     ) = None
+    assistant: ArchField | None = Field(
+        default=None, description="Assistant of all these pairs; default: that of the pair in the matrix."
+    )
     recipe: RecipeField | None = Field(default=None, description="Without base: changes to `recipe`.")
 
     @model_validator(mode="after")

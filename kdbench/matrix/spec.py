@@ -100,6 +100,7 @@ class CellSpec:
     Attributes:
         source: key path of the method in the matrix file, for messages.
         pair: label of the teacher-student pair.
+        assistant: architecture between the two, for methods that train one; of no account to all others.
         throughput: None when inference speed is not measured.
         timeout_s: limit in seconds, or None.
     """
@@ -117,6 +118,7 @@ class CellSpec:
     throughput: ThroughputItem | None = None
     timeout_s: float | None = None
     pair: str = field(default="", compare=False)
+    assistant: ArchSpec | None = None
 
 
 def content_key(spec: CellSpec) -> bytes:
@@ -128,6 +130,7 @@ def content_key(spec: CellSpec) -> bytes:
             [spec.method.name, spec.method.preset, spec.method.params],
             None if teacher is None else _teacher_key(teacher),
             [spec.student.name, spec.student.args],
+            None if spec.assistant is None else [spec.assistant.name, spec.assistant.args],
             dataset_key(spec.dataset),
             _recipe_json(spec.recipe),
             spec.seed,
@@ -171,4 +174,5 @@ def teacher_cell(spec: CellSpec, k: int = 0) -> CellSpec | None:
         source=("teacher_method",),
         evaluators=(),
         pair="",
+        assistant=None,
     )

@@ -110,6 +110,13 @@ class Run(Protocol):
         """
         ...
 
+    def new_assistant(self, name: str = "assistant", *, seed: int = 0) -> Handle:
+        """Make a network of the pair's assistant architecture with new weights, to be trained; in ``setup`` only.
+
+        Raises NotApplicable where the pair has no assistant; with ``Needs(assistants=1)`` it always has one.
+        """
+        ...
+
     def teach(
         self, handle: Handle, x: Tensor, *, grad: bool = False, bn: Literal["eval", "batch"] | None = None
     ) -> Out:

@@ -37,6 +37,8 @@ class Labels(_Model):
     dataset: Text
     student: Text
     teacher: Text | None = None
+    #: architecture between the two, only where the method uses it
+    assistant: Text | None = None
     method: Text
     #: method with what was overridden, e.g. ``dkd(beta=2.0)``; rows of a board are per variant
     variant: Text
@@ -45,6 +47,11 @@ class Labels(_Model):
     seed: int
     fidelity: Text = ""
     preset: Text | None = None
+
+    @property
+    def pair(self) -> str:
+        """The networks as ``teacher -> assistant -> student``, as far as there are."""
+        return " -> ".join(name for name in (self.teacher, self.assistant, self.student) if name)
 
 
 class BestEpoch(_Model):

@@ -96,14 +96,17 @@ class Bench:
                 "precision": precision,
             }
         )
+
+        def student() -> nn.Module:
+            return self._task.build("student", builder(self.registry, self._arch["student"]), data)
+
         teachers = [self._handle("teacher", k, data) for k in range(self.needs.teachers)]
         route = [self._route(teachers[0].net, k) for k in range(self.needs.route)] if teachers else []
         return CellRun(
             student=self._handle("student", 0, data),
             teachers=teachers,
-            build_student=lambda: self._task.build(
-                "student", builder(self.registry, self._arch["student"]), data
-            ),
+            build_student=student,
+            build_assistant=student if self.needs.assistants else None,
             task=self._task,
             task_data=data,
             recipe=recipe,

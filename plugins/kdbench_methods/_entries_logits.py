@@ -60,7 +60,7 @@ METHODS = (
         paper="Mirzadeh, Farajtabar, Li, Levine, Matsukawa, Ghasemzadeh, AAAI 2020, arXiv:1902.03393",
         version="1",
         tags=("logits", "two-phase"),
-        needs=Needs(teachers=2, capabilities=_LOGITS),
+        needs=Needs(assistants=1, capabilities=_LOGITS),
     ),
     MethodEntry(
         name="dml",

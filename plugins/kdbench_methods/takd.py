@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, NotApplicable, Opt, Out, Phase, Run
-
-
-def fresh_copy(net: nn.Module) -> nn.Module:
-    """Return a network of the same architecture with newly drawn weights, trainable.
-
-    Weights are drawn by each module's ``reset_parameters`` and then by the network's own initialisation, where
-    it has one (``init_weights`` in timm, ``_init_weights`` here). Raises NotApplicable when a tensor keeps its
-    trained values: an assistant must not start from them.
-    """
-    made = copy.deepcopy(net).requires_grad_(True)
-    for module in made.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset):
-            reset()
-    for name in ("init_weights", "_init_weights"):
-        init = getattr(made, name, None)
-        if callable(init):
-            init()
-            break
-    old = dict(net.named_parameters())
-    for name, new in made.named_parameters():
-        constant = bool((new == new.flatten()[0]).all())
-        if not constant and torch.equal(new, old[name]):
-            raise NotApplicable(f"takd: '{name}' of the second teacher cannot be drawn anew")
-    return made
+from kdbench.api import Batch, Method, MethodParams, Needs, Opt, Out, Phase, Run
 
 
 class TAKD(Method):
     """Teacher -> assistant -> student, each by ``(1 - kd_weight)·L_task + kd_weight·D_T``, one after the other.
 
     D is the task's default divergence, for classes ``T²·KL``, batch mean (the official code averages over the
-    classes too). The assistant is of a third, middle-sized architecture:
+    classes too). The assistant's architecture:
 
-    - ``assistant="second-teacher"``: that of the pair's second teacher, of which only the architecture is used;
-      the assistant's weights are drawn anew (:func:`fresh_copy`).
-    - ``assistant="student"``: that of the student, for pairs with one teacher. This is not the paper's setting.
+    - ``assistant="pair"``: the one that the pair names, of a size between teacher and student.
+    - ``assistant="student"``: the student's, for pairs that name none. This is not the paper's setting.
 
     A reconstruction: the authors searched kd_weight and T for every pair; the defaults here are those of kd. The
     assistant takes its share of the recipe's epochs; the code gives each training all of them, see the preset
@@ -56,15 +29,15 @@ class TAKD(Method):
     class Params(MethodParams):
         """The assistant's architecture, weights, temperature and shares of the epochs."""
 
-        assistant: Literal["second-teacher", "student"] = Field(
-            "second-teacher", description="whose architecture the assistant has"
+        assistant: Literal["pair", "student"] = Field(
+            "pair", description="architecture: the pair's assistant, or the student's"
         )
         kd_weight: float = Field(0.9, ge=0, le=1, description="weight of the divergence (lambda)")
         temperature: float = Field(4.0, gt=0, description="T, divides the logits of both networks")
         assistant_share: float = Field(0.5, gt=0, description="assistant's epochs as a share of the recipe's")
         student_share: float = Field(0.5, gt=0, description="student's epochs as a share of the recipe's")
 
-    needs = Needs(teachers=2, capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(assistants=1, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "reconstruction"
     presets = {
         "cifar100": {"kd_weight": 0.9, "temperature": 4.0},
@@ -75,21 +48,15 @@ class TAKD(Method):
 
     @classmethod
     def requires(cls, params: Params) -> Needs:
-        teachers = 2 if params.assistant == "second-teacher" else 1
-        return Needs(teachers=teachers, capabilities=cls.needs.capabilities)
+        return Needs(assistants=int(params.assistant == "pair"), capabilities=cls.needs.capabilities)
 
     def setup(self, run: Run) -> None:
-        if self.hp.assistant == "student":
-            handle = run.new_student("assistant", seed=1)
-            self.assistant: nn.Module = handle.net
-            self.forward_assistant: Callable[[Tensor], Out] = lambda x: handle(x, ())
-        else:
-            self.assistant = fresh_copy(run.teachers[1].net)
-            self.forward_assistant = lambda x: Out(self.assistant(x))
+        make = run.new_student if self.hp.assistant == "student" else run.new_assistant
+        self.assistant = make("assistant", seed=1)
 
     def phases(self, run: Run) -> Sequence[Phase]:
         hp = self.hp
-        first, second = {"main": Opt((self.assistant,))}, {"main": Opt((run.student.net,))}
+        first, second = {"main": Opt((self.assistant.net,))}, {"main": Opt((run.student.net,))}
         return [
             Phase(
                 "assistant",
@@ -106,17 +73,17 @@ class TAKD(Method):
         assert batch is not None
         with run.amp():
             teacher = run.teach(run.teacher, batch.x)
-            assistant = self.forward_assistant(batch.x)
+            assistant = self.assistant(batch.x, ())
         return self.descend(assistant, teacher, batch, run)
 
     def student_step(self, batch: Batch | None, run: Run) -> Mapping[str, Tensor]:
         """Train the student on the task and on the finished assistant, which is in eval mode."""
         assert batch is not None
-        if self.assistant.training:
-            self.assistant.eval()
+        if self.assistant.net.training:
+            self.assistant.net.eval()
         with run.amp():
             with torch.no_grad():
-                assistant = self.forward_assistant(batch.x)
+                assistant = self.assistant(batch.x, ())
             student = run.student(batch.x, ())
         return self.descend(student, assistant, batch, run)
 

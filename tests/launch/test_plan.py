@@ -173,3 +173,39 @@ def test_unknown_name_comes_with_file_and_line(make_plan, tmp_path):
     with pytest.raises(KdbenchError, match=rf"^{tmp_path}/m\.yaml:\d+: .*'kdd'.*did you mean") as raised:
         make_plan(methods=["kdd"])
     assert "\n" not in str(raised.value)
+
+
+MIDDLE = {"teacher": TEACHER, "student": STUDENT, "assistant": {"name": "resnet8"}}
+
+
+def test_an_assistant_is_part_of_the_cells_that_need_it_and_of_no_other(make_plan):
+    methods = ["vanilla", "kd", "takd", {"name": "takd", "preset": "one-teacher"}]
+    without = {c.file.labels.variant: c for c in make_plan(methods=methods).cells[1:]}
+    given = {c.file.labels.variant: c for c in make_plan(methods=methods, pairs=[MIDDLE]).cells[1:]}
+    for variant in ("vanilla", "kd", "takd[one-teacher]"):
+        assert given[variant].id == without[variant].id
+        assert given[variant].file.assistant is given[variant].file.labels.assistant is None
+        assert "assistant" not in given[variant].file.identity
+    takd = given["takd"]
+    assert (takd.status, takd.file.assistant.name) == ("to run", "resnet8")
+    assert takd.file.identity["assistant"]["name"] == takd.file.labels.assistant == "resnet8"
+    assert f"{TEACHER} -> resnet8 -> {STUDENT}" in takd.label
+    assert len(takd.after) == 1
+    other = make_plan(methods=["takd"], pairs=[{**MIDDLE, "assistant": "resnet20"}]).cells[-1]
+    assert len({takd.id, other.id, without["takd"].id}) == 3
+
+
+def test_a_pair_without_an_assistant(make_plan):
+    cell = next(c for c in make_plan(methods=["takd"]).cells if c.file.method == "takd")
+    assert (cell.status, cell.reason) == ("not_applicable", "needs a pair with an assistant")
+
+
+def test_unknown_assistant_comes_with_file_and_line(make_plan, tmp_path):
+    with pytest.raises(KdbenchError, match=rf"^{tmp_path}/m\.yaml:\d+: .*'resnet9'.*did you mean"):
+        make_plan(methods=["kd"], pairs=[{**MIDDLE, "assistant": "resnet9"}])
+
+
+def test_an_assistant_that_cannot_be_built(make_plan):
+    bad = {**MIDDLE, "assistant": {"name": "resnet8", "args": {"deep": 3}}}
+    with pytest.raises(KdbenchError, match=r"m\.yaml:\d+: .*'resnet8'.*deep"):
+        make_plan(methods=["takd"], pairs=[bad])

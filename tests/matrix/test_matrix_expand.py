@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from matrix_files import SMALL, error, load, swap
 
 from kdbench.errors import MatrixError
-from kdbench.matrix import CellSpec, Expansion, MethodSpec, content_key, expand, teacher_cell, variant_label
+from kdbench.matrix import (
+    ArchSpec,
+    CellSpec,
+    Expansion,
+    MethodSpec,
+    content_key,
+    expand,
+    teacher_cell,
+    variant_label,
+)
 from kdbench.matrix import expand as expand_function
 
 
@@ -358,3 +367,40 @@ def test_same_line_and_labels_do_not_matter_to_equality(tmp_path: Path):
 def test_expansion_is_repeatable(tmp_path: Path):
     assert cells(tmp_path).cells == expand_function(load(tmp_path)).cells
     assert error(tmp_path, sets=["seeds=x"]).startswith("--set seeds")
+
+
+# assistants
+
+TRIO = swap("student: little}", "student: little, assistant: {name: middle, args: {deep: 2}}}")
+
+
+def test_assistant_of_a_pair(tmp_path: Path):
+    for c in cells(tmp_path, TRIO).cells:
+        assert c.assistant == ArchSpec("middle", {"deep": 2})
+        assert c.pair == "big->little"
+        alone = teacher_cell(c)
+        assert alone is not None
+        assert alone.assistant is None
+    assert {c.assistant for c in cells(tmp_path).cells} == {None}
+    assert content_key(cells(tmp_path, TRIO).cells[0]) != content_key(cells(tmp_path).cells[0])
+
+
+def test_assistant_of_an_include(tmp_path: Path):
+    known = cells(tmp_path, TRIO + "include: [{student: [little, tiny], method: new, seed: 0}]\n").cells[6:]
+    assert [(c.student.name, c.assistant and c.assistant.name) for c in known] == [
+        ("little", "middle"),
+        ("tiny", None),
+    ]
+    given = cells(tmp_path, TRIO + "include: [{student: [little, tiny], assistant: other, seed: 0}]\n").cells[
+        6:
+    ]
+    assert {(c.student.name, c.assistant and c.assistant.name) for c in given} == {
+        ("little", "other"),
+        ("tiny", "other"),
+    }
+
+
+def test_assistant_must_be_an_architecture(tmp_path: Path):
+    message = error(tmp_path, swap("student: little}", "student: little, assistant: {nmae: middle}}"))
+    assert message.startswith("m.yaml:3: pairs[0].assistant")
+    assert "did you mean 'name'" in message

@@ -269,3 +269,19 @@ def test_open_storage_and_vague_teachers_are_refused():
         the_id(teachers=[{"architecture": "big"}])
     with pytest.raises(ValueError, match="teacher"):
         the_id(teachers=[{"cell": "a", "pretrained": "b"}])
+
+
+def test_an_assistant_changes_the_id_only_where_it_is_used():
+    trio = replace(SPEC, assistant=ArchSpec("middle", {"deep": 2}))
+    assert the_id(trio) == the_id()
+    used = the_id(trio, assistant_version="1")
+    others = {
+        the_id(),
+        the_id(trio, assistant_version="2"),
+        the_id(replace(SPEC, assistant=ArchSpec("middle", {"deep": 3})), assistant_version="1"),
+        the_id(replace(SPEC, assistant=ArchSpec("other", {"deep": 2})), assistant_version="1"),
+    }
+    assert len(others) == 4
+    assert used not in others
+    with pytest.raises(ValueError, match="uses an assistant"):
+        the_id(assistant_version="1")

@@ -155,6 +155,13 @@ class FakeRun:
         self.students[name] = handle
         return handle
 
+    def new_assistant(self, name: str = "assistant", *, seed: int = 0) -> FakeHandle:
+        """A network that is neither the student's nor the teacher's size."""
+        with torch.random.fork_rng():
+            torch.manual_seed(2000 + seed)
+            self.students[name] = FakeHandle(name, TinyNet((5, 7, 9)))
+        return self.students[name]
+
     def teach(self, handle: FakeHandle, x: Tensor, *, grad: bool = False, bn: str | None = None) -> Out:
         with nullcontext() if grad else torch.no_grad():
             if (bn or self.teacher_bn) == "eval":

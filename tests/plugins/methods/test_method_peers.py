@@ -1,4 +1,4 @@
-"""dml, tfkd's self-training and takd: networks that a method makes and trains besides the student."""
+"""dml and tfkd's self-training: networks that a method makes and trains besides the student."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from fake_run import FakeRun, batch, copy_state, net, same_state, start, train_phase
-from torch import nn
 
-from kdbench.api import NotApplicable, Out
+from kdbench.api import Out
 from kdbench_methods.dml import DML
-from kdbench_methods.takd import TAKD, fresh_copy
 from kdbench_methods.tfkd import TfKD
 
 
@@ -96,71 +94,3 @@ class TestTfKDSelf:
         assert [p.name for p in start(method, run)] == ["reg"]
         assert list(run.students) == ["student"]
         assert list(method.deploy(run)) == ["student"]
-
-
-class TestTAKD:
-    @pytest.mark.parametrize("assistant", ["second-teacher", "student"])
-    def test_the_assistant_is_trained_first_and_then_kept(self, assistant):
-        teachers = (net(1, widths=(8, 9, 10)), net(2, widths=(5, 7, 9)))
-        run = FakeRun(net(0), *(teachers if assistant == "second-teacher" else teachers[:1]))
-        method = TAKD(TAKD.Params(assistant=assistant))
-        first, second = start(method, run)
-        student, fresh = copy_state(run.student.net), copy_state(method.assistant)
-        kept = [copy_state(t.net) for t in run.teachers]
-        train_phase(method, first, run)
-        assert same_state(student, copy_state(run.student.net))
-        assert moved(fresh, method.assistant)
-        trained = copy_state(method.assistant)
-        train_phase(method, second, run)
-        assert same_state(trained, copy_state(method.assistant))
-        assert moved(student, run.student.net)
-        assert all(same_state(a, copy_state(t.net)) for a, t in zip(kept, run.teachers, strict=True))
-        assert list(method.deploy(run)) == ["student"]
-        assert method.assistant.head.in_features == (9 if assistant == "second-teacher" else 8)
-
-    def test_loss(self):
-        run, method = FakeRun(net(0), net(1)), TAKD(TAKD.Params(assistant="student", kd_weight=0.7))
-        first, _ = start(method, run)
-        b = batch(8)
-        with torch.no_grad():
-            A, T = method.forward_assistant(b.x), run.teach(run.teacher, b.x)
-        want = run.task.loss(A, b), run.task.divergence(A, T, 4.0)
-        (parts,) = train_phase(method, first, run, steps=1)
-        assert parts["task"] == pytest.approx(0.3 * float(want[0]), rel=1e-5)
-        assert parts["kd"] == pytest.approx(0.7 * float(want[1]), rel=1e-5)
-
-    def test_needs_follow_the_assistant(self):
-        assert TAKD.requires(TAKD.Params()).teachers == 2
-        assert TAKD.requires(TAKD.Params(assistant="student")).teachers == 1
-
-    def test_nothing_trained_is_left_in_a_fresh_copy(self):
-        old = net(3).requires_grad_(False)
-        made = fresh_copy(old)
-        for (name, new), was in zip(made.named_parameters(), old.parameters(), strict=True):
-            assert new.requires_grad, name
-            assert name.endswith("1.weight") or not torch.equal(new, was), (
-                name
-            )  # a norm's weight is 1 in both
-        assert all(float(s[1].running_mean.abs().sum()) == 0 for s in made.stages)
-
-    def test_a_network_that_cannot_be_drawn_anew_is_not_applicable(self):
-        class Odd(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.scale = nn.Parameter(torch.tensor([0.3, 0.7]))
-
-        with pytest.raises(NotApplicable, match="scale"):
-            fresh_copy(Odd())
-
-    def test_fresh_copies_of_real_networks(self):
-        import timm
-
-        from kdbench_architectures.resnet_cifar import resnet8
-
-        for old in (
-            timm.create_model("test_vit", num_classes=3, img_size=32),
-            timm.create_model("test_resnet", num_classes=3),
-            resnet8(num_classes=3, in_chans=3, image_size=32),
-        ):
-            made = fresh_copy(old)
-            assert made(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
