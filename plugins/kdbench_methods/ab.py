@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Opt, Out, Phase, Run
 from kdbench_methods._common import channels, connector, full, match_size, want_pairs
 
 
@@ -93,6 +94,27 @@ class AB(Method):
         # 30 epochs of initialisation before 240 of cross-entropy, here within one budget.
         "cifar100": {"ce_weight": 1.0, "kd_weight": 0.0, "init_share": 30 / 270, "teacher_bn": "eval"},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        s = torch.tensor([-2.0, 0.5, 0.5, 2.0, -0.5, 1.0], dtype=torch.float64)
+        t = torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+        return [
+            Golden(
+                "boundary loss of six neurons, one by one",
+                lambda: torch.stack([boundary_loss(a, b) for a, b in zip(s, t, strict=True)]),
+                [0.0, 2.25, 0.25, 0.0, 2.25, 4.0],
+                "by hand: (1 - s)² where t > 0, else (1 + s)²; 0 beyond the margin",
+            ),
+            Golden("boundary loss, their sum", lambda: boundary_loss(s, t), 8.75, "the sum of those six"),
+            Golden("share of neurons that differ", lambda: boundary_mismatch(s, t), 0.5, "three of six"),
+            Golden(
+                "two stages, two images of three neurons",
+                lambda: stagewise_boundary_loss([s.view(2, 3)] * 2, [t.view(2, 3)] * 2),
+                3e-3 * 1.5 * 8.75 / 2,
+                "3/1000·(8.75/2 + 8.75)/2 images",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         self.pairs = want_pairs(run, "pre")

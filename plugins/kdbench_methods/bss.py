@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full, require_categorical
+from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits
 
 #: Added to the gap between two logits, so that a step crosses the boundary and does not end on it.
 _OVERSHOOT = 1e-4
@@ -170,6 +172,32 @@ class BSS(Method):
         "paper": {"clip": 2.5, "attack_share": 0.25, "bss_share": 0.75},
         "cifar100": {"attack_share": 0.25},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+        x = torch.tensor([[2.0, 1.0]], dtype=torch.float64)
+        base, target = torch.tensor([0]), torch.tensor([1])
+        return [
+            Golden(
+                "soft cross-entropy at T = 3",
+                lambda: soft_cross_entropy(student_logits(), teacher_logits(), 3.0),
+                1.0350566,
+                BY_FORMULA,
+            ),
+            Golden(
+                "one step of the attack on a linear network",
+                lambda: boundary_attack(lambda z: z @ rows.T, x, base, target, steps=1),
+                [[2 - 0.3 * 1.0001 / math.sqrt(2), 1 + 0.3 * 1.0001 / math.sqrt(2)]],
+                "by hand: logits 2, 1, -3, gap 1, gradient (-1, 1)",
+            ),
+            Golden(
+                "alpha and beta at epoch 40 of 80",
+                lambda: cls().weights(39, 80),
+                [2.5, 2 / 3],
+                "1 + 3·(1 - 40/80) and 2·(1 - 160/240)",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "bss")

@@ -10,8 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import kl_divergence, require_categorical
+from kdbench_methods._golden import BY_FORMULA, total
 
 #: The length of the curriculum published for CIFAR-100: 10 of 240 epochs.
 _LOOPS_SHARE = 10 / 240
@@ -63,6 +64,18 @@ class CTKD(Method):
         "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "loops": 10},
         "imagenet": {"alpha": 1.0, "ce_weight": 1.0, "loops": 5},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        return [
+            Golden(
+                "λ after 0, 5, 10 and 20 of 10 epochs",
+                lambda: [reversal(epoch, 10) for epoch in (0, 5, 10, 20)],
+                [0.0, -0.5, -1.0, -1.0],
+                "(cos 0 - 1)/2, (cos π/2 - 1)/2, (cos π - 1)/2",
+            ),
+            Golden("L at the first temperature, 1 + 20·sigmoid(1)", total(cls()), 0.4249493, BY_FORMULA),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "ctkd")

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, NotApplicable, Opt, Phase, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Opt, Phase, Run
 from kdbench_methods._common import full
+from kdbench_methods._golden import student_logits, teacher_logits
 
 
 def discrepancy(zs: Tensor, zt: Tensor) -> Tensor:
@@ -63,11 +64,12 @@ class Generator(nn.Module):
 
 
 class DFAD(Method):
-    """Alternate `student_steps` steps of ``min_S D(G(z))`` with one of ``max_G D(G(z))``, D the discrepancy.
+    """``min_S D(G(z))`` and ``max_G D(G(z))`` by turns, with ``D(x) = mean |z^s(x) - z^t(x)|``, z ~ N(0, 1).
 
-    No image of the training set is read. An epoch is `iterations` such rounds; every step draws its own
-    noise, and the student stays in train mode in both kinds of step (official code). The method is shown at
-    32 pixels and on small images; at ImageNet's size it is experimental.
+    D is :func:`discrepancy`, G the :class:`Generator`; after `student_steps` steps of the student comes one of
+    the generator. No image of the training set is read. An epoch is `iterations` such rounds; every step draws
+    its own noise, and the student stays in train mode in both kinds of step (official code). The method is
+    shown at 32 pixels and on small images; at ImageNet's size it is experimental.
     """
 
     class Params(MethodParams):
@@ -88,6 +90,17 @@ class DFAD(Method):
         # for the conformance suite: the default epoch is 50 x 6 batches of 256
         "check": {"nz": 16, "batch_size": 8, "iterations": 2, "student_steps": 2},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        return [
+            Golden(
+                "discrepancy of two samples of three logits",
+                lambda: discrepancy(student_logits(), teacher_logits()),
+                5 / 6,
+                "by hand: the differences 1, 1, 0, 1, 1, 1",
+            )
+        ]
 
     def setup(self, run: Run) -> None:
         try:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full, require_categorical, standardise
+from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits
 
 
 def pearson(a: Tensor, b: Tensor, eps: float = 1e-8) -> Tensor:
@@ -65,6 +66,19 @@ class DIST(Method):
     needs = Needs(min_batch=3, min_classes=3, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "official-code"
     presets = {"cifar100": {"temperature": 4.0}, "imagenet": {"temperature": 1.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        def part(beta: float, gamma: float, temperature: float) -> Tensor:
+            zs, zt = student_logits(3), teacher_logits(3)
+            return dist_loss(zs, zt, beta=beta, gamma=gamma, temperature=temperature)
+
+        return [
+            Golden("L_inter at τ = 1, three samples", lambda: part(1, 0, 1.0), 0.3541894, BY_FORMULA),
+            Golden("L_intra at τ = 1, three samples", lambda: part(0, 1, 1.0), 0.0889040, BY_FORMULA),
+            Golden("16·L_inter at τ = 4", lambda: part(1, 0, 4.0), 5.0297770, BY_FORMULA),
+            Golden("16·L_intra at τ = 4", lambda: part(0, 1, 4.0), 2.9922198, BY_FORMULA),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "dist")

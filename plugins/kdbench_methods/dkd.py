@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full, require_categorical, standardise
+from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, labels, student_logits, teacher_logits, total
 
 #: The warm-up published for CIFAR-100: 20 of 240 epochs.
 _WARMUP_SHARE = 20 / 240
@@ -102,6 +103,22 @@ class DKD(Method):
         # beta to 81 and leaves T at 4
         "cifar100-ls": {"alpha": 9.0, "beta": 72.0, "temperature": 2.0, "warmup": 20, "standardise": True},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        def part(of: Callable[[Tensor, Tensor, Tensor, float], Tensor]) -> Tensor:
+            return 16 * of(student_logits(), teacher_logits(), labels(), 4.0)
+
+        return [
+            Golden("T²·TCKD at T = 4", lambda: part(target_class_kd), 0.2125036, BY_FORMULA),
+            Golden("T²·NCKD at T = 4", lambda: part(non_target_class_kd), 0.3094535, BY_FORMULA),
+            Golden(
+                "L in epoch 5 of a warm-up of 20",
+                total(cls(cls.Params(warmup=20)), epoch=4, epochs=240),
+                TASK_LOSS + 2.6881317 / 4,
+                "L_task + 5/20·(0.2125036 + 8·0.3094535)",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "dkd")

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Handle, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench_methods._golden import BY_FORMULA, fixed_run, student_logits, teacher_logits
 
 
 class DML(Method):
@@ -35,6 +36,22 @@ class DML(Method):
     needs = Needs(teachers=0, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"networks": 2}, "imagenet": {"networks": 2}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        def mutual(networks: int) -> Tensor:
+            outs = [Out(student_logits()), Out(teacher_logits()), Out(student_logits())]
+            return cls().divergence(0, outs[:networks], fixed_run())
+
+        return [
+            Golden("KL to the one peer", lambda: mutual(2), 0.2450895, BY_FORMULA),
+            Golden(
+                "mean KL to two peers, one of them equal",
+                lambda: mutual(3),
+                0.2450895 / 2,
+                "(0.2450895 + 0)/2",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         peers = [run.new_student(f"peer{i}", seed=i) for i in range(1, self.hp.networks)]

@@ -12,7 +12,20 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Handle, Method, MethodParams, Needs, NotApplicable, Opt, Out, Phase, Run, Tap
+from kdbench.api import (
+    Batch,
+    Golden,
+    Handle,
+    Method,
+    MethodParams,
+    Needs,
+    NotApplicable,
+    Opt,
+    Out,
+    Phase,
+    Run,
+    Tap,
+)
 from kdbench_methods._common import channels, full, match_size
 
 LAST = Tap(-1)
@@ -119,6 +132,13 @@ class FEED(Method):
     def requires(cls, params: Any) -> Needs:
         n = params.teachers if params.variant == "parallel" else 1
         return Needs(teachers=n, min_batch=cls.needs.min_batch, capabilities=cls.needs.capabilities)
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        s = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64)
+        t = torch.tensor([[2.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
+        source = "s/sqrt(30) and t/3, worked out with numpy in float64"
+        return [Golden("unit_l1 of two maps of four values", lambda: unit_l1(s, t), 0.4325742, source)]
 
     def setup(self, run: Run) -> None:
         for handle in (run.student, *run.teachers):

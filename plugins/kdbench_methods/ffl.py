@@ -10,8 +10,22 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Handle, Method, MethodParams, Needs, NotApplicable, Opt, Out, Phase, Run, Tap
+from kdbench.api import (
+    Batch,
+    Golden,
+    Handle,
+    Method,
+    MethodParams,
+    Needs,
+    NotApplicable,
+    Opt,
+    Out,
+    Phase,
+    Run,
+    Tap,
+)
 from kdbench_methods._common import channels, full, kl_divergence, require_categorical
+from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits
 
 LAST = Tap(-1)
 #: The ramp published for CIFAR-100: 80 of 300 epochs.
@@ -89,13 +103,13 @@ class Joint(nn.Module):
 
 
 class FFL(Method):
-    """Two students and a classifier on their fused maps train together, without a teacher.
+    """``L = Σ_j L_task(z_j) + L_task(z_f) + w(e)·[T²·KL(z_e → z_f) + Σ_j T²·KL(z_f → z_j)]``.
 
-    ``L = Σ_j L_task(z_j) + L_task(z_f) + w(e)·[T²KL(z_e → z_f) + Σ_j T²KL(z_f → z_j)]``, with w as in
-    :func:`ramp_up`. As in the official code the two share all but the last stage and the head where the
-    architecture can be split, else they are separate networks. The code's 1e-7 in the target probabilities
-    is left out. Deploys the student, its peer ``sub2``, the ``fused`` classifier and the ``ensemble`` (mean
-    logits).
+    Two students (logits z_j, mean z_e) and a classifier on their fused maps (z_f) train together, without a
+    teacher; no gradient reaches a target, and w is :func:`ramp_up`. As in the official code the two share all
+    but the last stage and the head where the architecture can be split, else they are separate networks. The
+    code's 1e-7 in the target probabilities is left out. Deploys the student, its peer ``sub2``, the ``fused``
+    classifier and the ``ensemble`` (mean logits).
     """
 
     class Params(MethodParams):
@@ -115,6 +129,27 @@ class FFL(Method):
     deploys_extra = True
     presets = {"cifar100": {"ramp_epochs": 80, "temperature": 3.0, "fusion_weight_decay": 1e-5}}
     taps = {"student": (LAST,)}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        def sums() -> Tensor:
+            zs, zt = student_logits(), teacher_logits()
+            return torch.stack([mutual_losses([zt, zt], zs)[0], mutual_losses([zs, zs], zt)[1]])
+
+        return [
+            Golden(
+                "T²·KL to the fused classifier, and from it to two networks, T = 3",
+                sums,
+                [0.3471101, 2 * 0.3471101],
+                BY_FORMULA,
+            ),
+            Golden(
+                "ramp-up at epochs 0, 40 and 80 of 80",
+                lambda: [ramp_up(epoch, 80) for epoch in (0, 40, 80)],
+                [math.exp(-5), math.exp(-1.25), 1.0],
+                "exp(-5·1²), exp(-5·(1/2)²), exp(0)",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "ffl")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, NotApplicable, Opt, Out, Phase, Run, Tap
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Opt, Out, Phase, Run, Tap
 from kdbench_methods._common import channels, connector, full, match_size, stage_pairs
 
 
@@ -64,6 +64,14 @@ class FitNet(Method):
         "cifar100": {"stages": "joint", "hint_weight": 100.0},
         "two-phase": {"stages": "two-phase", "kd_weight": 1.0},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        s = torch.tensor([[1.0, 2.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+        t = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+        return [
+            Golden("hint loss of six values", lambda: hint_loss(s, t), 0.5, "three differences of 1 in six")
+        ]
 
     def setup(self, run: Run) -> None:
         pairs = stage_pairs(run, "post")

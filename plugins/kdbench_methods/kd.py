@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
-from kdbench_methods._common import require_categorical, standardise
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench_methods._common import kl_divergence, require_categorical, standardise
+from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits, total
 
 
 class KD(Method):
@@ -33,6 +34,18 @@ class KD(Method):
         "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "temperature": 4.0},
         "imagenet": {"alpha": 0.5, "ce_weight": 0.5, "temperature": 1.0},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        def divergence(t: float) -> Tensor:
+            return t**2 * kl_divergence(student_logits(), teacher_logits(), t)
+
+        return [
+            Golden("T²·KL at T = 1", lambda: divergence(1.0), 0.2450895, BY_FORMULA),
+            Golden("T²·KL at T = 2", lambda: divergence(2.0), 0.3160634, BY_FORMULA),
+            Golden("T²·KL at T = 4", lambda: divergence(4.0), 0.3613417, BY_FORMULA),
+            Golden("0.1·L_task + 0.9·T²·KL at T = 4", total(cls()), 0.4040801, BY_FORMULA),
+        ]
 
     def setup(self, run: Run) -> None:
         if self.hp.standardise:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from kdbench.api import Needs
+from kdbench.api import Golden, Needs
+from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, total
 from kdbench_methods.kd import KD
 
 
@@ -38,3 +41,20 @@ class KDLS(KD):
         "vgg13-mobilenetv2": {"alpha": 9.0, "temperature": 3.0},
         "resnet50-mobilenetv2": {"alpha": 1.0, "temperature": 3.0},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        return [
+            Golden(
+                "T²·KL of standardised logits at T = 2",
+                total(cls(cls.Params(alpha=1.0, ce_weight=0.0))),
+                0.2367355,
+                BY_FORMULA,
+            ),
+            Golden(
+                "L with the default weights",
+                total(cls()),
+                0.1 * TASK_LOSS + 9 * 0.2367355,
+                "0.1·L_task + 9·(the value above)",
+            ),
+        ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Run
 from kdbench_methods._common import full, kl_divergence, require_categorical, standardise
+from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits
 
 #: Four of the five temperatures; the fifth is a hyper-parameter.
 _FIXED = (2.0, 3.0, 5.0, 6.0)
@@ -53,10 +54,10 @@ def _probabilities(zs: Tensor, zt: Tensor, temperature: float) -> tuple[Tensor, 
 
 
 class MLKD(Method):
-    """Logits aligned per instance, per batch and per class, on a weak and a strong view, at five temperatures.
+    """``L = ce_weight·Σ_views L_task + kd_weight·Σ_T [Σ_views T²·KL + batch(weak) + class(weak)]``.
 
-    ``L = ce_weight·(L_task(weak) + L_task(strong)) + kd_weight·Σ_T [T²KL(weak) + T²KL(strong) + batch(weak) +
-    class(weak)]`` with T of {2, 3, 5, 6} and ``temperature``: ``variant="paper"``.
+    Logits are aligned per instance, per batch and per class, on a weak and a strong view of the images, at five
+    temperatures T: 2, 3, 5, 6 and ``temperature``. That is ``variant="paper"``.
 
     ``variant="official"`` is what the published code computes: its masks of doubtful samples and classes
     multiply numbers that are already reduced, so they only scale the weak terms by the masked share; and the
@@ -84,6 +85,26 @@ class MLKD(Method):
         "cifar100-ls": {"ce_weight": 0.1, "kd_weight": 9.0, "temperature": 2.0, "standardise": True},
         "paper": {"variant": "paper"},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        zs, zt = student_logits(3), teacher_logits(3)
+        return [
+            Golden("batch correlation at T = 1", lambda: batch_correlation(zs, zt), 0.1233703, BY_FORMULA),
+            Golden("class correlation at T = 1", lambda: class_correlation(zs, zt), 0.2138490, BY_FORMULA),
+            Golden(
+                "T²·KL of standardised logits at T = 2",
+                lambda: instance_divergence(zs[:2], zt[:2], 2.0, scale=True),
+                0.2367355,
+                BY_FORMULA,
+            ),
+            Golden(
+                "shares of doubtful samples and classes",
+                lambda: torch.stack(doubtful_shares(zt)),
+                [2 / 3, 2 / 3],
+                "of three, the median one counts as doubtful too",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "mlkd")

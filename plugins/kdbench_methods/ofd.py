@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Phase, Run, Tap
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Phase, Run, Tap
 from kdbench_methods._common import channels, connector, full, match_size, want_pairs
 
 
@@ -98,6 +98,28 @@ class OFD(Method):
         "resnet56-resnet20": {"alpha": 1e-4},
         "mobilenetv2": {"alpha": 1e-5},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        beta = torch.tensor([0.0, 0.5, 1.0, -1.0, 2.0, 3.2])
+        gamma = torch.tensor([1.0, 1.0, 1.0, 2.0, 0.5, 1.0])
+        s = torch.tensor([-2.0, -0.5, -0.9, 0.3, 0.3, 1.5], dtype=torch.float64)
+        t = torch.tensor([-1.0, -1.0, -0.2, -0.2, 1.0, 1.0], dtype=torch.float64).clamp_min(-0.8)
+        return [
+            Golden(
+                "margins of six channels",
+                lambda: margins_from_bn(beta, gamma),
+                [-0.7978846, -0.6410778, -0.5251353, -2.0183209, -1.5, -3.0],
+                "means of truncated normal distributions; the last two by the rule for the tail, -3·|γ|",
+            ),
+            Golden(
+                "partial L2 of six neurons at margin -0.8, one by one",
+                lambda: torch.stack([partial_l2(a, b) for a, b in zip(s, t, strict=True)]),
+                [0.0, 0.09, 0.0, 0.25, 0.49, 0.25],
+                "by hand: (s - t)², 0 where s <= t <= 0",
+            ),
+            Golden("partial L2, their sum", lambda: partial_l2(s, t), 1.08, "the sum of those six"),
+        ]
 
     def setup(self, run: Run) -> None:
         self.pairs = want_pairs(run, "pre")

@@ -10,7 +10,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdbench.api import Batch, KdbenchError, Method, MethodParams, Needs, NotApplicable, Out, Phase, Run
+from kdbench.api import (
+    Batch,
+    Golden,
+    KdbenchError,
+    Method,
+    MethodParams,
+    Needs,
+    NotApplicable,
+    Out,
+    Phase,
+    Run,
+)
+from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, total
 
 
 def anchor_at(frac: float, anchors: int) -> int:
@@ -84,6 +96,25 @@ class RCO(Method):
     needs = Needs(route=4, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "reconstruction"
     presets = {"greedy": {"strategy": "greedy"}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        near = (1.0, 1.2, 1.4, 2.0)
+        return [
+            Golden(
+                "anchors of eight epochs, four stages",
+                lambda: [anchor_at(epoch / 8, 4) for epoch in range(8)],
+                [0, 0, 1, 1, 2, 2, 3, 3],
+                "floor(4·epoch/8)",
+            ),
+            Golden(
+                "greedy choice among hardnesses 1, 1.2, 1.4, 2 at delta 1.5",
+                lambda: next_anchor(near.__getitem__, 0, 3, 1.5),
+                2,
+                "1.4 is the furthest at most 1.5 times as hard as the current one",
+            ),
+            Golden("L_task + T²·KL at T = 5", total(cls()), TASK_LOSS + 0.3689356, BY_FORMULA),
+        ]
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)

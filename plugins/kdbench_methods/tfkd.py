@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Handle, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Opt, Out, Phase, Run
 from kdbench_methods._common import full, require_categorical
+from kdbench_methods._golden import BY_FORMULA, labels, student_logits
 
 
 def virtual_teacher(y: Tensor, num_classes: int, correct: float = 0.99, temperature: float = 20.0) -> Tensor:
@@ -33,10 +35,10 @@ def regulariser(zs: Tensor, target: Tensor) -> Tensor:
 
 
 class TfKD(Method):
-    """Distillation without a stronger teacher.
+    """``L = (1 - alpha)·L_task + alpha·(multiplier/K)·T²·KL(peer ‖ student)``, without a stronger teacher.
 
-    ``variant="self"``: a network of the student's architecture is trained alone, then the student with
-    ``(1 - alpha)·L_task + alpha·(multiplier/K)·T²·KL(peer ‖ student)``. ``variant="reg"``: a virtual teacher,
+    ``variant="self"``: the peer is a network of the student's architecture that was trained alone before.
+    ``variant="reg"``: a virtual teacher,
     ``(1 - reg_alpha)·L_task + reg_alpha·(reg_multiplier/K)·KL(softmax(u/T) ‖ p^s)``, the student at T = 1. The
     official code averages KL over samples and classes and multiplies it; without a multiplier it is the batch
     mean. The values for CIFAR-100 are those of the code for ResNet-18. The two phases of "self" share the
@@ -72,6 +74,25 @@ class TfKD(Method):
         },
         "reg": {"variant": "reg"},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        right = 1 / (1 + 2 * math.exp(-0.985 / 20))
+        wrong = (1 - right) / 2
+        return [
+            Golden(
+                "virtual teacher of three classes, correct_prob 0.99, T = 20",
+                lambda: virtual_teacher(labels()[:1], 3),
+                [[right, wrong, wrong]],
+                "1/(1 + 2·exp(-(0.99 - 0.005)/20)), the rest shared",
+            ),
+            Golden(
+                "KL of the virtual teacher to the student",
+                lambda: regulariser(student_logits(), virtual_teacher(labels(), 3)),
+                0.5099285,
+                BY_FORMULA,
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         self.networks: tuple[Handle, ...] = (run.student,)

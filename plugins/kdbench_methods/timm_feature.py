@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from timm.task import FeatureDistillationTask
 from torch import nn
 
-from kdbench.api import Needs, NotApplicable, Run
+from kdbench.api import Golden, Needs, NotApplicable, Out, Run
+from kdbench_methods._golden import TASK_LOSS, stepped, student_logits, teacher_logits
 from kdbench_methods._timm import TimmTask
 
 
@@ -20,6 +23,19 @@ class TimmFeature(TimmTask):
 
     needs = Needs(capabilities=frozenset({"features", "supervised"}))
     presets = {"timm-docs": {"task_loss_weight": 1.0, "distill_loss_weight": 5.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        s = Out(student_logits(), pooled=torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+        t = Out(teacher_logits(), pooled=torch.tensor([[1.0, 1.0], [1.0, 1.0]]))
+        return [
+            Golden(
+                "L_task + mean((f^s - f^t)²) of features of one width",
+                stepped(cls(), s, t),
+                TASK_LOSS + 0.5,
+                "by hand: the squares 0, 1, 1, 0 of four differences",
+            )
+        ]
 
     def setup(self, run: Run) -> None:
         for handle in (run.student, run.teacher):

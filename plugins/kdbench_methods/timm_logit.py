@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 from timm.task import LogitDistillationTask
 from torch import nn
 
-from kdbench.api import Needs
+from kdbench.api import Golden, Needs
+from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, stepped
 from kdbench_methods._timm import TimmParams, TimmTask
 
 
@@ -25,6 +27,19 @@ class TimmLogit(TimmTask):
 
     needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
     presets = {"timm-docs": {"task_loss_weight": 0.3, "temperature": 4.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        docs = cls(cls.Params(**cls.presets["timm-docs"]))
+        return [
+            Golden("L_task + KL", stepped(cls()), TASK_LOSS + 0.2450895, BY_FORMULA),
+            Golden(
+                "0.3·L_task + 0.7·T²·KL at T = 4",
+                stepped(docs),
+                0.3 * TASK_LOSS + 0.7 * 0.3613417,
+                BY_FORMULA,
+            ),
+        ]
 
     def make(self, **common: Any) -> nn.Module:
         return LogitDistillationTask(**common, temperature=self.hp.temperature)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 from timm.task import TokenDistillationTask
 from torch import nn
 
-from kdbench.api import Needs, NotApplicable, Run
+from kdbench.api import Golden, Needs, NotApplicable, Out, Run
+from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, stepped, student_logits
 from kdbench_methods._timm import TimmParams, TimmTask, TokenPort
 
 
@@ -32,6 +34,20 @@ class TimmToken(TimmTask):
     }
     port = TokenPort
     distillation_loss = "distill_loss"
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        heads: Any = (student_logits(), student_logits())
+        hard = cls(cls.Params(distill_type="hard"))
+        return [
+            Golden("L_task + KL, heads alike", stepped(cls(), Out(heads)), TASK_LOSS + 0.2450895, BY_FORMULA),
+            Golden(
+                "L_task + hard distillation, heads alike",
+                stepped(hard, Out(heads)),
+                2 * TASK_LOSS,
+                "the teacher's answers are the labels",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         if not hasattr(run.student.net, "set_distilled_training"):

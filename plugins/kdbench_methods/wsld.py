@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full, require_categorical
+from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, labels, student_logits, teacher_logits, total
 
 
 def soft_label_weights(zs: Tensor, zt: Tensor, y: Tensor) -> Tensor:
@@ -56,6 +57,20 @@ class WSLD(Method):
         "cifar100": {"alpha": 2.5, "temperature": 2.0},
         "imagenet": {"alpha": 2.5, "temperature": 2.0},
     }
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        return [
+            Golden(
+                "weights of two samples",
+                lambda: soft_label_weights(student_logits(), teacher_logits(), labels()),
+                [0.9683605, 0.9240709],
+                "1 - exp(-1.4076060/0.4076060) and 1 - exp(-0.1698460/0.0658839), the cross-entropies",
+            ),
+            Golden(
+                "L_task + 2.5·T²·mean(w·H) at T = 2", total(cls()), TASK_LOSS + 2.5 * 3.6664837, BY_FORMULA
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "wsld")
