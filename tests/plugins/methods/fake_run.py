@@ -32,7 +32,7 @@ class TinyNet(nn.Module):
         self.head = nn.Linear(c_in, CLASSES)
 
     def run_stages(self, x: Tensor, first: int = 0) -> tuple[Tensor, dict[tuple[int, str], Tensor]]:
-        feats: dict[tuple[int, str], Tensor] = {}
+        feats: dict[tuple[int, str], Tensor] = {} if first else {(0, "post"): x}
         for i, stage in enumerate(self.stages[first:], first + 1):
             pre = stage(x)
             x = pre.relu()

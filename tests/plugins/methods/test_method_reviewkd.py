@@ -81,3 +81,12 @@ class TestReviewKD:
     )
     def test_ramp(self, warmup, epoch, epochs, expected):
         assert ReviewKD(ReviewKD.Params(warmup=warmup)).ramp(epoch, epochs) == pytest.approx(expected)
+
+    def test_presets_are_those_of_the_official_scripts(self):
+        weights = {name: ReviewKD.Params(**preset).weight for name, preset in ReviewKD.presets.items()}
+        assert weights["resnet56-resnet20"] == 0.6
+        assert weights["resnet110-resnet32"] == 1.0
+        assert weights["resnet32x4-shufflenetv2"] == 8.0
+        assert weights["wrn_40_2-wrn_16_2"] == weights["cifar100"] == 5.0
+        mobile = ReviewKD.Params(**ReviewKD.presets["imagenet-resnet50-mobilenetv1"])
+        assert (mobile.weight, mobile.warmup, mobile.student_pre, mobile.mid_channels) == (8.0, 1, True, 256)

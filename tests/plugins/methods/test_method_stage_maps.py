@@ -11,7 +11,7 @@ from fake_run import FakeRun, batch, copy_state, net, same_state, start, train_p
 
 from kdbench.api import NotApplicable, Tap
 from kdbench_methods.at import AT, attention_loss
-from kdbench_methods.fsp import FSP, flow, flow_loss
+from kdbench_methods.fsp import FSP, flow, flow_loss, has_stem
 from kdbench_methods.ft import FT, energy_l1, translator
 from kdbench_methods.nst import NST, polynomial_mmd
 from kdbench_methods.reviewkd import hierarchical_loss
@@ -195,6 +195,7 @@ class TestFSP:
         method = FSP(FSP.Params())
         first, second = start(method, run)
         assert (first.evaluate, second.evaluate) == (False, True)
+        assert first.optimizers["main"].schedule == "constant"
         assert first.budget + second.budget == pytest.approx(1)
         head = copy_state(run.student.net.head)
         assert set(train_phase(method, first, run)[0]) == {"fsp"}
@@ -209,6 +210,34 @@ class TestFSP:
         before = copy_state(method.connectors)
         assert set(train_phase(method, phase, run)[0]) == {"task", "fsp"}
         assert not same_state(copy_state(method.connectors), before)
+
+    def test_the_stem_begins_the_first_flow_where_both_have_one_of_equal_width(self):
+        def taps(student, teacher, **params):
+            run = FakeRun(net(0, widths=student), net(1, widths=teacher))
+            method = FSP(FSP.Params(**params))
+            start(method, run)
+            return run, method, [a.at for a, _ in method.pairs]
+
+        run, method, at = taps((4, 6, 8), (4, 6, 8))
+        assert at == [0, 1, 2, 3]
+        assert Tap(0) in run.student.wanted
+        assert Tap(0) in run.teacher.wanted
+        b = batch()
+        S, T = run.student(b.x), run.teach(run.teacher, b.x)
+        s, t = ([out.feats[Tap(i)] for i in range(4)] for out in (S, T))
+        parts = method.loss(S, [T], b, run)
+        assert float(parts["fsp"].detach()) == pytest.approx(float(flow_loss(s, t).detach()), rel=1e-5)
+        assert taps((4, 6, 8), (4, 6, 8), stem=False)[2] == [1, 2, 3]
+        # the stem is as wide as the first stage in these networks
+        assert taps((4, 6, 8), (5, 6, 8))[2] == [1, 2, 3]
+        assert taps((4, 6, 8), (5, 6, 8), connectors=True)[2] == [0, 1, 2, 3]
+
+    def test_networks_without_a_stem(self):
+        handle = FakeRun(net(0)).student
+        assert has_stem(handle)
+        for stages in ((0, 1, 2), (1, 3, 5, 7), (2, 5, 8, 11)):
+            handle.stages = stages
+            assert not has_stem(handle)
 
     def test_needs_depend_on_the_connectors(self):
         assert FSP.needs.equal_channels
@@ -238,10 +267,36 @@ class TestFT:
         got = energy_l1(torch.tensor(s), torch.tensor(t))
         assert float(got) == pytest.approx(np.abs(unit(s) - unit(t)).mean(), rel=1e-12)
 
-    def test_translator(self):
-        made = translator(4, 6)
-        assert [m.out_channels for m in made if hasattr(m, "out_channels")] == [4, 6, 6]
+    @pytest.mark.parametrize("bn", [False, True])
+    def test_translator(self, bn):
+        made = translator(4, 6, bn=bn)
+        convs = [m for m in made if isinstance(m, torch.nn.Conv2d)]
+        assert [m.out_channels for m in convs] == [4, 6, 6]
+        assert all(m.bias is not None for m in convs)
+        norms = [m.num_features for m in made if isinstance(m, torch.nn.BatchNorm2d)]
+        assert norms == ([4, 6, 6] if bn else [])
         assert made(torch.randn(2, 4, 1, 1)).shape == (2, 6, 1, 1)
+
+    @pytest.mark.parametrize("factor", ["raw", "energy"])
+    def test_factors_are_pooled_after_the_translator(self, factor):
+        run = FakeRun(net(0, strides=(1, 1, 2)), net(1, widths=(5, 7, 10)))
+        method = FT(FT.Params(beta=3.0, factor=factor))
+        start(method, run)
+        b = batch()
+        with torch.no_grad():
+            S, T = run.student(b.x), run.teach(run.teacher, b.x)
+            s = method.translator(S.feats[Tap(-1)])
+            t = method.paraphraser.encoder(T.feats[Tap(-1)])
+            got = method.loss(S, [T], b, run)["ft"]
+        k = s.shape[2] // t.shape[2]
+        assert k > 1
+        s = s.reshape(*t.shape[:3], k, t.shape[3], k).mean((3, 5))
+        a, b = (x.double().numpy() for x in (s, t))
+        if factor == "energy":
+            a, b = ((x**2).mean(1) for x in (a, b))
+        a, b = (x.reshape(len(x), -1) for x in (a, b))
+        a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+        assert float(got) == pytest.approx(3 * np.abs(a - b).mean(), rel=1e-4)
 
     def test_energies_of_one_position_say_nothing(self):
         run = FakeRun(net(0), net(1, strides=(16, 1, 1)))
@@ -255,10 +310,21 @@ class TestFT:
         method = FT(FT.Params(**FT.presets[preset]))
         first, second = start(method, run)
         assert (first.evaluate, method.paraphraser.factors) == (False, 5)
+        opt, rate = first.optimizers["main"], method.hp.paraphrase_lr
+        assert (opt.schedule, dict(opt.kw)) == ("constant", {} if rate is None else {"lr": rate})
         assert first.budget + second.budget == pytest.approx(1)
         student, own = copy_state(run.student.net), copy_state(method.paraphraser)
+        target = run.teacher(batch().x).feats[Tap(-1)]
+
+        def gap():
+            with torch.no_grad():
+                d = target - method.paraphraser(target)
+            return float((d.abs() if method.hp.reconstruction == "l1" else d.square()).mean())
+
+        before = gap()
         rows = train_phase(method, first, run, steps=8, lr=0.1)
-        assert rows[-1]["paraphrase"] < rows[0]["paraphrase"]
+        assert rows[0]["paraphrase"] == pytest.approx(before, rel=1e-5)
+        assert gap() < before
         assert same_state(copy_state(run.student.net), student)
         trained = copy_state(method.paraphraser)
         assert not same_state(trained, own)
