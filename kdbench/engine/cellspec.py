@@ -22,12 +22,19 @@ class Arch(_Part):
 
 
 class TeacherSource(_Part):
-    """Where one teacher comes from; `ref` is a cell id, a file or a hub model."""
+    """Where one teacher comes from; `ref` is a cell id, a file or a hub model.
+
+    Attributes:
+        mean, std: how the input of a checkpoint was normalised, per channel, in units of pixels from 0 to 1;
+            None: as the data set says.
+    """
 
     architecture: Arch
     source: Literal["cell", "checkpoint", "pretrained"]
     ref: str
     sha256: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 class Data(_Part):

@@ -227,10 +227,21 @@ class Planner:
                     f"{self._loaded.where('pairs')}: {path}: sha256 is {digest}, "
                     f"the matrix expects {teacher.sha256}"
                 )
-            return (
-                TeacherSource(architecture=arch, source="checkpoint", ref=str(path.resolve()), sha256=digest),
-                None,
+            channels = self._infos[_dataset_key(spec)].in_chans
+            if teacher.mean is not None and len(teacher.mean) != channels:
+                raise MatrixError(
+                    f"{self._loaded.where('pairs')}: the teacher's mean and std have {len(teacher.mean)} values, "
+                    f"'{spec.dataset.label}' has {channels} channels"
+                )
+            source = TeacherSource(
+                architecture=arch,
+                source="checkpoint",
+                ref=str(path.resolve()),
+                sha256=digest,
+                mean=teacher.mean,
+                std=teacher.std,
             )
+            return source, None
         if teacher.pretrained:
             return TeacherSource(architecture=arch, source="pretrained", ref=teacher.name), None
         # the specs live as long as the plan is made, so their parts are known by identity
@@ -266,6 +277,8 @@ class Planner:
                 described.append({"cell": t.ref})
             else:
                 body = {"architecture": t.architecture.name, "args": t.architecture.args}
+                if t.mean is not None and t.std is not None:
+                    body |= {"mean": list(t.mean), "std": list(t.std)}
                 described.append({t.source: t.sha256 or t.ref, **body})
         who = identity(
             spec,

@@ -166,6 +166,8 @@ class _Expander:
             args=item.args,
             checkpoint=checkpoint,
             sha256=item.sha256,
+            mean=item.mean,
+            std=item.std,
             pretrained=item.pretrained,
             recipe=self._teacher_recipe
             if item.recipe is None

@@ -63,6 +63,10 @@ class DatasetItem(StrictModel):
     )
 
 
+#: Means or deviations of the channels, in units of pixels from 0 to 1.
+Channels = Annotated[tuple[FiniteFloat, ...], Field(strict=False, min_length=1, max_length=64)]
+
+
 class ArchItem(StrictModel):
     """An architecture with constructor arguments."""
 
@@ -79,6 +83,11 @@ class TeacherItem(ArchItem):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         default=None, description="Digest that the checkpoint must have."
     )
+    mean: Channels | None = Field(
+        default=None,
+        description="Channel means of the checkpoint's input, in pixels from 0 to 1; default: the data set's.",
+    )
+    std: Channels | None = Field(default=None, description="Channel deviations that go with `mean`.")
     pretrained: bool = Field(default=False, description="Take the weights from timm's hub.")
     recipe: RecipeField | None = Field(
         default=None,
@@ -92,12 +101,28 @@ class TeacherItem(ArchItem):
             raise at("pretrained", "'pretrained' and 'checkpoint' exclude each other")
         if self.sha256 is not None and self.checkpoint is None:
             raise at("sha256", "'sha256' is the digest of a checkpoint, and there is no 'checkpoint'")
+        self._check_normalisation()
         if self.pretrained or self.checkpoint is not None:
             source = "pretrained" if self.pretrained else "checkpoint"
             for key in ("recipe", "seed"):
                 if getattr(self, key) is not None:
                     raise at(key, f"'{key}' is for a teacher that is trained; this one has '{source}'")
         return self
+
+    def _check_normalisation(self) -> None:
+        given = {key: value for key in ("mean", "std") if (value := getattr(self, key)) is not None}
+        for key, values in given.items():
+            if self.checkpoint is None:
+                why = "timm says how hub weights want their input" if self.pretrained else "there is none"
+                raise at(key, f"'{key}' is how the input of a 'checkpoint' was normalised; {why}")
+            other = "std" if key == "mean" else "mean"
+            if other not in given:
+                raise at(key, f"'{key}' goes with '{other}', which is missing")
+            low = "above 0" if key == "std" else "at least 0"
+            if not all((value > 0 or key == "mean") and 0 <= value <= 1 for value in values):
+                raise at(key, f"each value must be {low} and at most 1: pixels go from 0 to 1, not to 255")
+        if len({len(values) for values in given.values()}) > 1:
+            raise at("std", f"'mean' has {len(given['mean'])} values and 'std' {len(given['std'])}")
 
 
 class MethodItem(StrictModel):

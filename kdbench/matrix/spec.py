@@ -62,6 +62,7 @@ class TeacherSpec:
 
     Attributes:
         checkpoint: file with weights, absolute; None where kdbench trains it or `pretrained` is set.
+        mean, std: how the checkpoint's input was normalised, per channel; None: as the data set says.
         recipe, seed, method: how it is trained; the k-th teacher of a cell takes ``seed + k``.
     """
 
@@ -70,6 +71,8 @@ class TeacherSpec:
     args: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     sha256: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     pretrained: bool = False
     seed: int = 0
     method: str = ""
@@ -144,9 +147,10 @@ def _recipe_json(recipe: Recipe) -> str:
 
 
 def _teacher_key(teacher: TeacherSpec) -> list[Any]:
-    weights = [teacher.checkpoint, teacher.sha256, teacher.pretrained]
+    source = [teacher.checkpoint, teacher.sha256, teacher.pretrained]
     training = [teacher.method, teacher.seed, _recipe_json(teacher.recipe)]
-    return [teacher.name, teacher.args, weights, training if weights == [None, None, False] else None]
+    trained = source == [None, None, False]
+    return [teacher.name, teacher.args, source, teacher.mean, teacher.std, training if trained else None]
 
 
 def dataset_key(dataset: DatasetSpec) -> list[Any]:

@@ -209,3 +209,39 @@ def test_an_assistant_that_cannot_be_built(make_plan):
     bad = {**MIDDLE, "assistant": {"name": "resnet8", "args": {"deep": 3}}}
     with pytest.raises(KdbenchError, match=r"m\.yaml:\d+: .*'resnet8'.*deep"):
         make_plan(methods=["takd"], pairs=[bad])
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Write untrained weights of the teacher; returns its item of a pair."""
+    import timm
+    from safetensors.torch import save_file
+
+    net = timm.create_model(TEACHER.removeprefix("timm:"), num_classes=10, in_chans=3)
+    save_file(net.state_dict(), tmp_path / "teacher.safetensors")
+    return lambda **more: {"name": TEACHER, "checkpoint": "teacher.safetensors", **more}
+
+
+def test_normalisation_of_a_checkpoint_reaches_the_cell_and_its_id(make_plan, checkpoint):
+    def kd(**more):
+        pairs = [{"teacher": checkpoint(**more), "student": STUDENT}]
+        (cell,) = make_plan(methods=["kd"], pairs=pairs).cells
+        assert cell.status == "to run"
+        return cell
+
+    plain, given = kd(), kd(mean=[0.5, 0.5, 0], std=[0.25, 0.25, 1])
+    (source,) = given.file.teachers
+    assert (source.mean, source.std) == ((0.5, 0.5, 0.0), (0.25, 0.25, 1.0))
+    assert given.file.identity["teachers"][0]["std"] == [0.25, 0.25, 1.0]
+    assert plain.file.teachers[0].mean is None
+    assert set(plain.file.identity["teachers"][0]) == {"checkpoint", "architecture", "args"}
+    other = kd(mean=[0.5, 0.5, 0], std=[0.25, 0.25, 0.5])
+    assert len({plain.id, given.id, other.id}) == 3
+
+
+def test_normalisation_has_a_value_for_each_channel(make_plan, checkpoint):
+    pairs = [{"teacher": checkpoint(mean=[0.5], std=[0.5]), "student": STUDENT}]
+    with pytest.raises(
+        KdbenchError, match=r"m\.yaml:\d+: .*mean and std have 1 values, 'digits' has 3 channels"
+    ):
+        make_plan(methods=["kd"], pairs=pairs)

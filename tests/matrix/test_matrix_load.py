@@ -101,6 +101,46 @@ REFUSED = [
     ),
     (
         "teacher: big",
+        "teacher: {name: big, mean: [0.5], std: [0.5]}",
+        "m.yaml:3: pairs[0].teacher.mean: 'mean' is how the input of a 'checkpoint' was normalised; there is none",
+    ),
+    (
+        "teacher: big",
+        "teacher: {name: big, pretrained: true, mean: [0.5], std: [0.5]}",
+        "m.yaml:3: pairs[0].teacher.mean: 'mean' is how the input of a 'checkpoint' was normalised; timm says",
+    ),
+    (
+        "teacher: big",
+        "teacher: {name: big, checkpoint: f, mean: [0.5]}",
+        "m.yaml:3: pairs[0].teacher.mean: 'mean' goes with 'std', which is missing",
+    ),
+    (
+        "teacher: big",
+        "teacher: {name: big, checkpoint: f, std: [0.5]}",
+        "m.yaml:3: pairs[0].teacher.std: 'std' goes with 'mean', which is missing",
+    ),
+    (
+        "teacher: big",
+        "teacher: {name: big, checkpoint: f, mean: [0.5, 0], std: [0.5, 0]}",
+        "m.yaml:3: pairs[0].teacher.std: each value must be above 0 and at most 1",
+    ),
+    (
+        "teacher: big",
+        "teacher: {name: big, checkpoint: f, mean: [123.7], std: [58.4]}",
+        "m.yaml:3: pairs[0].teacher.mean: each value must be at least 0 and at most 1: pixels go from 0 to 1",
+    ),
+    (
+        "teacher: big",
+        "teacher: {name: big, checkpoint: f, mean: [0.5], std: [0.5, 0.5]}",
+        "m.yaml:3: pairs[0].teacher.std: 'mean' has 1 values and 'std' 2",
+    ),
+    (
+        "teacher: big",
+        "teacher: {name: big, checkpoint: f, mean: 0.5, std: [0.5]}",
+        "m.yaml:3: pairs[0].teacher.mean: expected a list, got 0.5",
+    ),
+    (
+        "teacher: big",
         "teacher: {name: big, pretrained: true, recipe: quick}",
         "m.yaml:3: pairs[0].teacher.recipe: 'recipe' is for a teacher that is trained",
     ),
