@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,20 +12,17 @@ import torch
 
 from kdbench.engine.checkpoint import load_state, save_state
 from kdbench.engine.context import CellRun
+from kdbench.engine.divergence import Diverged, check_metrics, check_terms, check_weights
 from kdbench.engine.optim import build_optimizers
 from kdbench.engine.phases import checked, epochs_of, optimizers_of
 from kdbench.engine.seeds import rng_state, set_rng_state
 from kdbench.errors import KdbenchError
 from kdbench.protocol.method import Method
-from kdbench.protocol.types import Batch, Phase
+from kdbench.protocol.types import Batch, NotApplicable, Phase
 
 
 class Interrupted(Exception):
     """The user asked to stop; the state is on disk."""
-
-
-class Diverged(Exception):
-    """A loss is no longer finite."""
 
 
 @dataclass
@@ -118,7 +114,7 @@ class Loop:
             for driven in run.optimizers.values():
                 driven.set_epoch(epoch)
             if at.step == 0:
-                run.means, run.counts = {}, {}
+                run.terms.reset()
                 at.epoch_s, at.epoch_images = 0.0, 0
             if resumed is None:
                 self.method.on_epoch_start(run)
@@ -148,7 +144,7 @@ class Loop:
         for batch in self._batches(phase):
             for driven in run.optimizers.values():
                 driven.set_update(run.epoch * run.steps_per_epoch + at.step)
-            parts = step_fn(batch, run)
+            parts = self._step(step_fn, batch, phase)
             total = sum((p.detach() for p in parts.values()), start=torch.zeros((), device=run.device))
             run.log({**{f"loss/{k}": v for k, v in parts.items()}, "loss": total})
             at.step += 1
@@ -163,6 +159,33 @@ class Loop:
         _sync(run.device)
         self._clock(began, images)
 
+    def _step(self, step_fn: Any, batch: Batch | None, phase: Phase) -> Mapping[str, torch.Tensor]:
+        try:
+            return step_fn(batch, self.run)  # type: ignore[no-any-return]
+        except (NotApplicable, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            self._blame(e, phase)
+            raise
+
+    def _blame(self, error: Exception, phase: Phase) -> None:
+        """Raise Diverged if something was not finite before `error`: what refuses a nan is not at fault for it."""
+        try:
+            check_terms(self.run.terms, self.at.global_step, self._where(phase))
+            self._check_weights(phase)
+        except Diverged as e:
+            raise e from error
+        except Exception:  # after an error on the device nothing can be read from it
+            return
+
+    def _where(self, phase: Phase) -> str:
+        return f"epoch {self.run.epoch + 1} of phase '{phase.name}'"
+
+    def _check_weights(self, phase: Phase) -> None:
+        nets = {f"'{name}'": h.net for name, h in self.run.students.items()} | {"the method": self.method}
+        trained = [p for driven in self.run.optimizers.values() for p in driven.params]
+        check_weights(nets, trained, self.at.global_step, self._where(phase))
+
     def _clock(self, began: float, images: int) -> None:
         seconds = time.perf_counter() - began
         self.at.train_s += seconds
@@ -176,13 +199,10 @@ class Loop:
             raise KdbenchError(
                 "the training set gives no batch: fewer images than recipe.batch_size with drop_last"
             )
-        means = {k: float(v) / run.counts[k] for k, v in run.means.items()}
-        bad = [k for k, v in means.items() if not math.isfinite(v)]
-        if bad:
-            parts = [k for k in bad if k != "loss"] or bad
-            raise Diverged(
-                f"{', '.join(parts)} is not finite in epoch {run.epoch + 1} of phase '{phase.name}'"
-            )
+        began = time.perf_counter()
+        means = check_terms(run.terms, at.global_step, self._where(phase))
+        self._check_weights(phase)
+        at.log_s += time.perf_counter() - began
         at.total_epochs += 1
         row: dict[str, Any] = {
             "epoch": at.total_epochs,
@@ -202,6 +222,8 @@ class Loop:
             row["eval"] = {name: dict(m) for name, m in self._evaluate().items()}
             row["eval_s"] = time.perf_counter() - began
             at.eval_s += row["eval_s"]
+            if last:
+                check_metrics(row["eval"], at.global_step)
         began = time.perf_counter()
         at.rows.append(row)
         self._keep(at.total_epochs)
@@ -260,8 +282,7 @@ class Loop:
             if in_phase
             else None,
             "scaler": run.precision.scaler.state_dict(),
-            "means": run.means if at.step else {},
-            "counts": run.counts if at.step else {},
+            **(run.terms.state() if at.step else {"means": {}, "counts": {}}),
             "rng": rng_state(),
             "run_rng": run.rng.get_state(),
         }
@@ -293,8 +314,7 @@ class Loop:
             run.optimizers[name].optimizer.load_state_dict(saved)
         if run.precision.scaler.is_enabled():
             run.precision.scaler.load_state_dict(state["scaler"])
-        run.means = {k: v.to(run.device) for k, v in state["means"].items()}
-        run.counts = dict(state["counts"])
+        run.terms.restore(state)
         for driven in run.optimizers.values():
             driven.set_epoch(run.epoch)
         self._restore_rng(state)

@@ -48,6 +48,8 @@ def run_folder(
         text = str(e) or type(e).__name__
         if trace:
             traceback.print_exc()  # to the cell's log, where people look first
+        else:
+            print(f"{status}: {text}", file=sys.stderr)
         write_failure(
             folder,
             status,
