@@ -18,9 +18,10 @@ class DML(Method):
 
     D is the task's default divergence (for classes ``T²·KL(p_j ‖ p_i)``, T = 1 in the paper) and no gradient
     reaches its target. ``update="alternating"``: the networks step one after the other, each against the
-    renewed predictions of those that have stepped, as in the official code; ``"simultaneous"`` is cheaper by a
-    forward pass of all but the last network. Deploys the student and its peers. For more than two networks
-    the official code sums over the others instead of averaging.
+    renewed predictions of those that have stepped, as in the official code (which also takes a new batch for
+    each of them); ``"simultaneous"`` is cheaper by a forward pass of all but the last network. For more than
+    two networks the official code sums over the others instead of averaging. Deploys the student and its
+    peers.
     """
 
     class Params(MethodParams):
@@ -34,7 +35,7 @@ class DML(Method):
         )
 
     needs = Needs(teachers=0, capabilities=frozenset({"distillable", "supervised"}))
-    fidelity = "reconstruction"
+    fidelity = "official-code"
     presets = {"cifar100": {"networks": 2}, "imagenet": {"networks": 2}}
 
     @classmethod

@@ -54,7 +54,7 @@ class Fusion(nn.Module):
     """Classifier on the concatenated last maps: (B, J·C, H, W) -> logits (B, K).
 
     Depthwise 3×3 convolution, BatchNorm, ReLU, 1×1 convolution to C, BatchNorm, ReLU, average pooling,
-    linear.
+    linear. Convolutions are drawn from N(0, √(2/(k²·C_out))) (official code).
     """
 
     def __init__(self, c_in: int, width: int, num_classes: int) -> None:
@@ -67,6 +67,8 @@ class Fusion(nn.Module):
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )
+        for conv in (self.mix[0], self.mix[3]):
+            nn.init.normal_(conv.weight, 0.0, math.sqrt(2.0 / (conv.kernel_size[0] ** 2 * conv.out_channels)))
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class TestParallelFeed:
             start(method, run)
             b = batch()
             T = [run.teach(t, b.x) for t in run.teachers]
-            values.append(float(method.loss(run.student(b.x), T, b, run)["feed1"]))
+            values.append(method.loss(run.student(b.x), T, b, run)["feed1"].item())
         assert values[1] == pytest.approx(4 * values[0], rel=1e-5)
 
     def test_equal_teachers_are_refused_unless_probing(self):
@@ -198,6 +198,12 @@ class TestFFLLoss:
         big = torch.full((2, 3), 6e4, dtype=torch.float16)
         big[:, 0] = -6e4
         assert all(torch.isfinite(x) for x in mutual_losses([big, -big], -big))
+
+    def test_fusion_is_drawn_as_in_the_official_code(self):
+        torch.manual_seed(0)
+        fusion = Fusion(256, 128, 5)
+        assert float(fusion.mix[0].weight.detach().std()) == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.05)
+        assert float(fusion.mix[3].weight.detach().std()) == pytest.approx(math.sqrt(2 / 128), rel=0.05)
 
     def test_fusion_shape(self):
         assert Fusion(12, 6, 5)(torch.randn(2, 12, 4, 4)).shape == (2, 5)
