@@ -15,7 +15,7 @@ METHODS = (
         paper="Sun, Ren, Li, Wang, Cao, CVPR 2024, arXiv:2403.01427",
         version="1",
         tags=("logits",),
-        needs=Needs(capabilities=_LOGITS),
+        needs=Needs(min_classes=3, capabilities=_LOGITS),
     ),
     MethodEntry(
         name="dist",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +20,8 @@ class KD(Method):
     D is the task's default divergence; for classes it is ``T²·KL(p_T(z^t) ‖ p_T(z^s))``, batch mean. The
     paper's two-term objective is kept; weights and temperature are those of the reference code of later
     papers (mdistiller), on CIFAR-100 by default. With ``standardise`` the divergence sees logits of mean 0 and
-    standard deviation 1 (Sun et al., arXiv:2403.01427); `kd-ls` is that with its own weights.
+    standard deviation 1 (Sun et al., arXiv:2403.01427); `kd-ls` is that with its own weights. Two logits are
+    ±0.71 whatever they were once they are standardised, so that takes three classes.
     """
 
     class Params(MethodParams):
@@ -34,6 +37,10 @@ class KD(Method):
         "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "temperature": 4.0},
         "imagenet": {"alpha": 0.5, "ce_weight": 0.5, "temperature": 1.0},
     }
+
+    @classmethod
+    def requires(cls, params: Any) -> Needs:
+        return replace(cls.needs, min_classes=3) if params.standardise else cls.needs
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -85,6 +86,11 @@ class MLKD(Method):
         "cifar100-ls": {"ce_weight": 0.1, "kd_weight": 9.0, "temperature": 2.0, "standardise": True},
         "paper": {"variant": "paper"},
     }
+
+    @classmethod
+    def requires(cls, params: Any) -> Needs:
+        # two standardised logits are the same for all images
+        return replace(cls.needs, min_classes=3) if params.standardise else cls.needs
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

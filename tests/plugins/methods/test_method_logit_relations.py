@@ -75,6 +75,14 @@ class TestStandardise:
     def test_half_precision_is_widened(self):
         assert standardise(torch.tensor([[6e4, -6e4, 0.0]], dtype=torch.float16)).isfinite().all()
 
+    def test_two_classes_leave_nothing_and_are_refused(self):
+        z = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(standardise(z).abs(), torch.full_like(z, 0.5**0.5), atol=1e-5, rtol=0)
+        assert KDLS.needs.min_classes == 3
+        for cls in (KD, MLKD):
+            assert cls.requires(cls.Params(standardise=True)).min_classes == 3
+            assert cls.requires(cls.Params()) == cls.needs
+
     def test_kd_ls_mix(self, golden):
         parts = KDLS(KDLS.Params()).loss(*golden)
         assert float(parts["task"]) == pytest.approx(0.1 * 0.7887260, abs=1e-6)
