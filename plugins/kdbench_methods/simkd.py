@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Handle, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import channels, full, match_size, require_categorical
 from kdbench_methods._feature_tools import LAST, pooled, teacher_head
+from kdbench_methods._trunk import on, unused_modules, without
 
 
 def feature_loss(s: Tensor, t: Tensor) -> Tensor:
@@ -40,7 +41,8 @@ def pool_above(x: Tensor, limit: tuple[int, int] | None) -> Tensor:
 class Reuse(nn.Module):
     """What is deployed: images -> logits by student, projector, average pooling and teacher's classifier.
 
-    `limit` is the height and width above which the student's map is pooled before the projector, or None.
+    Of the student it holds what the last stage needs. `limit` is the height and width above which the student's
+    map is pooled before the projector, or None.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class SimKD(Method):
     smaller); other teachers (ViT, ...) are compared by the classifier's input with the mean of the projected
     map. P ends in a ReLU only where the target has no negative values.
 
-    The deployed network holds the student's own, unused head too: its parameters are counted.
+    What is deployed is the student up to its last stage, P and the classifier: the student's own head and what
+    stands before it are left out, of the parameters, the operations and the time. Shapes: P takes
+    (B, C_s, H, W) to (B, C_t, H, W).
     """
 
     class Params(MethodParams):
@@ -78,6 +82,20 @@ class SimKD(Method):
     presets = {"cifar100": {"weight": 1.0, "factor": 2}, "imagenet": {"weight": 1.0, "factor": 2}}
     taps = {"student": (LAST,)}
 
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        return [
+            Golden(
+                "distance of the maps [[1, 2], [0, 1], [1, 1]] and [[1, 1], [1, 1], [0, 1]]",
+                lambda: feature_loss(
+                    torch.tensor([[1, 2], [0, 1], [1, 1]], dtype=torch.float64),
+                    torch.tensor([[1, 1], [1, 1], [0, 1]], dtype=torch.float64),
+                ),
+                0.5,
+                "mean square by hand: three differences of 1 in six elements",
+            )
+        ]
+
     def setup(self, run: Run) -> None:
         require_categorical(run, "simkd")
         head = teacher_head(run, "simkd")
@@ -90,6 +108,7 @@ class SimKD(Method):
         self.projector = projector(
             channels(run.student, LAST), head.width, self.hp.factor, relu=head.nonnegative
         )
+        self.left_out: list[str] | None = None
 
     def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Run) -> Mapping[str, Tensor]:
         with run.amp():
@@ -105,4 +124,11 @@ class SimKD(Method):
         return {"simkd": self.hp.weight * feature_loss(s, t)}
 
     def deploy(self, run: Run) -> Mapping[str, nn.Module]:
-        return {"student": Reuse(run.student, self.projector, self.classifier, self.limit)}
+        student = run.student
+        if self.left_out is None:
+            side = run.data.image_size
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn((2, run.data.in_chans, side, side), generator=generator)
+            self.left_out = unused_modules(student, LAST, x.to(run.device))
+        trunk = on(student, without(student.net, self.left_out))
+        return {"student": Reuse(trunk, self.projector, self.classifier, self.limit)}

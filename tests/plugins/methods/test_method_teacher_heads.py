@@ -123,7 +123,11 @@ class TestSimKD:
             expected = run.teacher.net.head(method.projector(last).mean((2, 3)))
             torch.testing.assert_close(deployed(x), expected)
         held = {id(p) for p in deployed.parameters()}
-        assert {id(p) for p in run.student.net.parameters()} < held
+        own = {id(p) for p in run.student.net.parameters()} - {
+            id(p) for p in run.student.net.head.parameters()
+        }
+        assert held == own | {id(p) for m in (method.projector, method.classifier) for p in m.parameters()}
+        assert isinstance(run.student.net.head, nn.Linear)
         assert not {id(p) for p in run.teacher.net.parameters()} & held
 
     def test_perfect_features_give_the_teachers_logits(self):
