@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full, match_size
 from kdbench_methods._feature_tools import require_spatial, want_last_stages
+
+#: How the golden values are found: energies of the four positions of both maps, over their lengths.
+_ENERGIES = "q(s) = (1, 1, 5, 5)/√52, q(t) = (5, 1, 0, 2)/√30; mean of squares, norm of the difference"
 
 
 def attention(x: Tensor) -> Tensor:
@@ -50,6 +53,15 @@ class AT(Method):
     needs = Needs(capabilities=frozenset({"features", "supervised"}))
     fidelity = "official-code"
     presets = {"cifar100": {"beta": 1000.0}, "imagenet": {"beta": 1000.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        s = torch.tensor([[[[1, 0], [2, 1]], [[0, 1], [1, 2]]]], dtype=torch.float64)
+        t = torch.tensor([[[[2, 0], [0, 1]], [[1, 1], [0, 1]]]], dtype=torch.float64)
+        return [
+            Golden("attention loss, code form", lambda: attention_loss(s, t), 0.2974521, _ENERGIES),
+            Golden("attention loss, paper form", lambda: attention_loss(s, t, "paper"), 1.0907834, _ENERGIES),
+        ]
 
     def setup(self, run: Run) -> None:
         self.pairs = want_last_stages(run, "post", self.hp.stages)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import pooled, require_pooled
 
@@ -45,8 +46,9 @@ def rbf_loss(es: Tensor, et: Tensor, gamma: float = 0.4, order: int = 2) -> Tens
 class CC(Method):
     """``L = ce_weight·L_task + weight·L_cc`` on linear embeddings of both pooled features.
 
-    ``form="repdistiller"`` is :func:`neighbour_loss` with the weight 0.02 of RepDistiller; ``form="rbf"`` is
-    the kernel of the paper, for which no weight could be checked. As in RepDistiller both embeddings are
+    ``form="repdistiller"`` is :func:`neighbour_loss` of the embeddings (B, embed_dim) with the weight 0.02, the
+    code that RepDistiller has from the authors and not the loss of their paper; ``form="rbf"`` is the kernel
+    of the paper, for which no weight could be checked. As in RepDistiller both embeddings are
     trained with the student.
     """
 
@@ -61,8 +63,22 @@ class CC(Method):
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
 
     needs = Needs(min_batch=2, capabilities=frozenset({"features", "supervised"}))
-    fidelity = "reconstruction"
+    fidelity = "official-code"
     presets = {"cifar100": {"weight": 0.02}, "rbf": {"form": "rbf"}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        f = torch.tensor([[1, 2], [0, 1], [1, 1]], dtype=torch.float64)
+        g = torch.tensor([[1, 1], [1, 1], [0, 1]], dtype=torch.float64)
+        return [
+            Golden("loss of neighbours", lambda: neighbour_loss(f, g), 0.5, "by hand: |δ| = 01, 10, 10"),
+            Golden(
+                "loss of Gaussian kernels, γ = 0.4, order 2",
+                lambda: rbf_loss(f, g, 0.4, 2),
+                0.0056194,
+                "e^-0.8·Σ 0.8^p/p!·cos^p of all pairs, worked out with numpy",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         width_s, width_t = require_pooled(run, "cc")

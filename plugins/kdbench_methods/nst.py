@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full, match_size
 from kdbench_methods._feature_tools import require_spatial, want_last_stages
 
@@ -45,6 +46,19 @@ class NST(Method):
     needs = Needs(capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"weight": 50.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        s = torch.tensor([[[[1, 0], [2, 1]], [[0, 1], [1, 2]]]], dtype=torch.float64)
+        t = torch.tensor([[[[2, 0], [0, 1]], [[1, 1], [0, 1]]]], dtype=torch.float64)
+        return [
+            Golden(
+                "discrepancy of two channels each over four positions",
+                lambda: polynomial_mmd(s, t),
+                17 / 18,
+                "means of squared cosines of the channels by hand: 0.9444444",
+            )
+        ]
 
     def setup(self, run: Run) -> None:
         self.pairs = want_last_stages(run, "post", self.hp.stages)

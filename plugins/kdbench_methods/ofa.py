@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, NotApplicable, Out, Run, Tap
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Out, Run, Tap
 from kdbench_methods._common import channels, full, require_categorical
 
 
@@ -90,6 +91,26 @@ class OFA(Method):
     needs = Needs(min_batch=2, capabilities=frozenset({"distillable", "features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"eps": 1.0}, "imagenet": {"eps": 1.5}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        zt = torch.zeros(1, 2, dtype=torch.float64)
+        zs = torch.tensor([[math.log(3), 0]], dtype=torch.float64)
+        y = torch.tensor([0])
+        return [
+            Golden(
+                "ε = 1, p^t = (1/2, 1/2), p^s = (3/4, 1/4): the cross-entropy",
+                lambda: ofa_loss(zs, zt, y),
+                math.log(4) - math.log(3) / 2,
+                "-(log 3/4 + log 1/4)/2 by hand",
+            ),
+            Golden(
+                "the same at ε = 2",
+                lambda: ofa_loss(zs, zt, y, 2.0),
+                1.25 * math.log(4 / 3) + 0.25 * math.log(4),
+                "targets (3/2)² - 1 and (1/2)² by hand",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "ofa")

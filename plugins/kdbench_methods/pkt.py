@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import pooled, require_pooled
 
@@ -42,6 +43,19 @@ class PKT(Method):
     needs = Needs(min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"weight": 30000.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        f = torch.tensor([[1, 2], [0, 1], [1, 1]], dtype=torch.float64)
+        g = torch.tensor([[1, 1], [1, 1], [0, 1]], dtype=torch.float64)
+        return [
+            Golden(
+                "divergence of the neighbourhoods of three images",
+                lambda: pkt_loss(f, g),
+                0.000579977,
+                "(cos + 1)/2 of all pairs, rows over their sums, mean p·log(p/q), worked out with numpy",
+            )
+        ]
 
     def setup(self, run: Run) -> None:
         require_pooled(run, "pkt")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import pooled, require_pooled
 
@@ -67,6 +67,16 @@ class RKD(Method):
     needs = Needs(min_batch=3, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"distance_weight": 25.0, "angle_weight": 50.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        f = torch.tensor([[0, 0], [1, 0], [0, 2]], dtype=torch.float64)
+        g = torch.tensor([[0, 0], [3, 0], [0, 4]], dtype=torch.float64)
+        by_hand = "right-angled triangles with legs 1, 2 and 3, 4: mean of half squares of the differences"
+        return [
+            Golden("loss of distances", lambda: distance_loss(f, g), 0.0059560, by_hand),
+            Golden("loss of angles", lambda: angle_loss(f, g), 0.0011948, by_hand, 1e-4),
+        ]
 
     def setup(self, run: Run) -> None:
         require_pooled(run, "rkd")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import want_last_stages
 
@@ -31,8 +33,8 @@ def similarity_loss(s: Tensor, t: Tensor) -> Tensor:
 class SP(Method):
     """``L = ce_weight·L_task + gamma·Σ similarity_loss`` on the last stage, or on more of the last stages.
 
-    Follows RepDistiller (last stage only, weight 3000). The loss compares the images of one batch, so gamma
-    belongs to a batch size (64 there).
+    Features (B, ...), similarities (B, B). Follows RepDistiller (last stage only, weight 3000). The loss compares
+    the images of one batch, so gamma belongs to a batch size (64 there).
     """
 
     class Params(MethodParams):
@@ -45,6 +47,19 @@ class SP(Method):
     needs = Needs(min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"gamma": 3000.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        s = torch.tensor([[1, 0], [1, 1]], dtype=torch.float64)
+        t = torch.eye(2, dtype=torch.float64)
+        return [
+            Golden(
+                "similarity of [[1, 0], [1, 1]] and the unit matrix",
+                lambda: similarity_loss(s, t),
+                (4 - math.sqrt(2) - 4 / math.sqrt(5)) / 4,
+                "by hand: rows (1, 1)/√2 and (1, 2)/√5 against (1, 0) and (0, 1): 0.1992330",
+            )
+        ]
 
     def setup(self, run: Run) -> None:
         self.pairs = want_last_stages(run, "post", self.hp.stages)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import channels, connector, full, require_categorical
 from kdbench_methods._feature_tools import LAST, pooled, teacher_head
 
@@ -46,6 +47,16 @@ class SRRL(Method):
     fidelity = "official-code"
     presets = {"imagenet": {"alpha": 1.0, "beta": 1.0}}
     taps = {"student": (LAST,)}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        s = torch.tensor([[1, 2], [0, 1]], dtype=torch.float64)
+        t = torch.tensor([[1, 1], [2, 1]], dtype=torch.float64)
+        by_hand = "mean square by hand: differences 0, 1, -2, 0"
+        return [
+            Golden("feature matching", lambda: feature_matching(s, t), 1.25, by_hand),
+            Golden("softmax regression", lambda: softmax_regression(s, t), 1.25, by_hand),
+        ]
 
     def setup(self, run: Run) -> None:
         require_categorical(run, "srrl")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 from kdbench_methods._common import channels, full, match_size
 from kdbench_methods._feature_tools import want_last_stages
 
@@ -69,6 +69,24 @@ class VID(Method):
     needs = Needs(capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"weight": 1.0}}
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        return [
+            Golden(
+                "negative log-likelihood of 1.5 at mean 0.5 and variance 5",
+                lambda: gaussian_nll(0.5 * one, 1.5 * one, torch.full((1,), 5.0, dtype=torch.float64)),
+                (1 / 5 + math.log(5)) / 2,
+                "½·((0.5 - 1.5)²/5 + log 5) by hand: 0.9047190",
+            ),
+            Golden(
+                "first variance",
+                lambda: Gaussian(1, 1, 5.0).variance,
+                [5.0],
+                "softplus and its inverse cancel, but for the floor",
+            ),
+        ]
 
     def setup(self, run: Run) -> None:
         self.pairs = want_last_stages(run, "post", self.hp.stages)

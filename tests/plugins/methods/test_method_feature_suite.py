@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError
@@ -48,6 +49,15 @@ class TestEntry:
         assert entry.summary.endswith(".")
         assert ("arXiv:" in entry.paper) == (entry.name not in NOT_ON_ARXIV)
         assert entry.name == cls.__name__.lower()
+
+    def test_golden_values(self, entry):
+        golden = load(entry.name).golden()
+        assert golden
+        for g in golden:
+            got = torch.as_tensor(g.value()).detach().double()
+            expected = torch.tensor(g.expected, dtype=torch.float64)
+            torch.testing.assert_close(got, expected, rtol=g.rtol, atol=0, msg=g.name)
+            assert g.source
 
     def test_presets_are_valid_and_hyper_parameters_documented(self, entry):
         cls = load(entry.name)

@@ -114,6 +114,21 @@ class TestCC:
         expected = sum((d[i] * d[i + 1]).sum() for i in range(4)) / 4
         assert float(neighbour_loss(torch.tensor(s), torch.tensor(t))) == pytest.approx(expected, rel=1e-12)
 
+    def test_gradient_of_the_neighbours(self):
+        assert smooth_gradient(neighbour_loss)
+
+    def test_kernels_against_numpy(self):
+        s, t = draws(5, 4), draws(5, 6, seed=1)
+
+        def kernel(x):
+            x = x / np.linalg.norm(x, axis=1, keepdims=True)
+            c = x @ x.T
+            return np.exp(-0.6) * (1 + 0.6 * c + 0.6**2 / 2 * c**2 + 0.6**3 / 6 * c**3)
+
+        expected = ((kernel(s) - kernel(t)) ** 2).sum() / 25
+        got = rbf_loss(torch.tensor(s), torch.tensor(t), 0.3, 3)
+        assert float(got) == pytest.approx(expected, rel=1e-10)
+
     def test_one_image_has_no_neighbour(self):
         assert float(neighbour_loss(torch.ones(1, 3), torch.zeros(1, 3))) == 0
 

@@ -49,7 +49,15 @@ class TestEveryMapLoss:
 
 
 @pytest.mark.parametrize(
-    "loss", [attention_loss, polynomial_mmd, hierarchical_loss, lambda s, t: flow_loss([s, s], [t, t])]
+    "loss",
+    [
+        attention_loss,
+        lambda s, t: attention_loss(s, t, "paper"),
+        polynomial_mmd,
+        hierarchical_loss,
+        energy_l1,
+        lambda s, t: flow_loss([s, s], [t, t]),
+    ],
 )
 def test_gradients(loss):
     s, t = tensors((2, 2, 3, 3), (2, 2, 3, 3))
