@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from kdbench.engine.build_dataset import validated
-from kdbench.engine.cellspec import Arch, CellFile
+from kdbench.engine.cellspec import Arch, CellFile, TeacherSource
 from kdbench.engine.context import CellRun
 from kdbench.engine.data.context import DataContext
 from kdbench.engine.handle import NetHandle
+from kdbench.engine.normalise import config, renormalise
 from kdbench.engine.seeds import seeded
+from kdbench.engine.teachers import expected_normalisation
 from kdbench.errors import KdbenchError, did_you_mean
 from kdbench.hooks import Needs
 from kdbench.matrix.identity import derive_seed
@@ -110,7 +112,7 @@ def make_run(
             arch = Arch(name=arch.name, args={**arch.args, "pretrained": True})
         net = make_net(registry, task, arch, task_data, "teacher", derive_seed(k, "teacher"), last)
         load_teacher(k, net)
-        teachers.append(NetHandle(f"teacher{k}", net.to(device), **where))
+        teachers.append(_teacher_handle(k, source, net.to(device), info, probing, **where))
     return CellRun(
         student=NetHandle("student", student_net, **where),
         teachers=teachers,
@@ -125,6 +127,21 @@ def make_run(
         route=route,
         probing=probing,
     )
+
+
+def _teacher_handle(
+    k: int, source: TeacherSource, net: nn.Module, info: DataInfo, probing: bool, **where: Any
+) -> NetHandle:
+    """Make the handle of a teacher that takes images as the data set gives them. Raises NotApplicable."""
+    name = f"teacher{k}"
+    expected = expected_normalisation(source, net)
+    handle = NetHandle(name, net, **where)
+    handle.normalisation = renormalise(net, info, expected, name, where["device"])
+    cfg = config(net)
+    size = tuple(cfg.get("input_size") or ())
+    if probing and cfg.get("fixed_input_size") and size[-2:] != (info.image_size, info.image_size):
+        _ = handle.trace  # refuses images of another size before anything is trained
+    return handle
 
 
 def setup_method(registry: Registry, cell: CellFile, run: CellRun) -> Method:

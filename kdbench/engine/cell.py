@@ -21,7 +21,7 @@ from kdbench.engine.evaluation import best_epoch, deployables, evaluate_all, run
 from kdbench.engine.loop import Loop, Progress
 from kdbench.engine.phases import extra_parameters
 from kdbench.engine.seeds import seed_everything
-from kdbench.engine.teachers import load_cell_weights, load_checkpoint, route_loaders, route_path
+from kdbench.engine.teachers import doubts, load_cell_weights, load_checkpoint, route_loaders, route_path
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.route import route_epochs
@@ -131,6 +131,7 @@ class CellTrainer:
             route=route,
             load_teacher=self._load_teacher,
         )
+        self._describe_teachers(run)
         return run, setup_method(self.registry, cell, run)
 
     def _load_teacher(self, k: int, net: torch.nn.Module) -> None:
@@ -148,6 +149,13 @@ class CellTrainer:
         else:
             ref = TeacherRef(source="pretrained", ref=source.ref, architecture=name)
         self.teacher_refs.append(ref)
+
+    def _describe_teachers(self, run: CellRun) -> None:
+        for ref, source, handle in zip(self.teacher_refs, self.cell.teachers, run.teachers, strict=True):
+            expected = handle.normalisation
+            if expected is not None:
+                ref.normalization = {"mean": list(expected.mean), "std": list(expected.std)}
+            self.warnings += doubts(handle.name, source, handle.net, run.data)
 
     def _on_epoch(self, row: dict[str, Any]) -> None:
         with (self.folder / "curves.jsonl").open("a") as f:

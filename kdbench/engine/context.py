@@ -21,7 +21,7 @@ from kdbench.hooks import Needs
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.recipe import Recipe
 from kdbench.protocol.task import Task
-from kdbench.protocol.types import Batch, NotApplicable, Out, TaskData
+from kdbench.protocol.types import Batch, NotApplicable, Out, Tap, TaskData
 
 
 class CellRun:
@@ -126,11 +126,17 @@ class CellRun:
         return handle
 
     def teach(
-        self, handle: NetHandle, x: Tensor, *, grad: bool = False, bn: Literal["eval", "batch"] | None = None
+        self,
+        handle: NetHandle,
+        x: Tensor,
+        *,
+        grad: bool = False,
+        bn: Literal["eval", "batch"] | None = None,
+        taps: Sequence[Tap] | None = None,
     ) -> Out:
         mode = batch_statistics(handle.net) if (bn or self.teacher_bn) == "batch" else nullcontext()
         with mode, nullcontext() if grad else torch.no_grad():
-            return handle(x)
+            return handle(x, taps)
 
     def optimize(self, loss: Tensor, *names: str, retain_graph: bool = False) -> None:
         unknown = [n for n in names if n not in self.optimizers]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.normalise import Normalisation
 from kdbench.engine.taps import Site, deliver, feature_info, resolution_stages, resolve
 from kdbench.engine.trace import Trace, is_batchnorm, trace
 from kdbench.protocol.types import NotApplicable, Out, Tap
@@ -30,9 +31,10 @@ class NetHandle:
         self._batches: Callable[[int], Iterator[Any]] | None = None
         self.locked = False
         self.stages = resolution_stages(feature_info(net))
-        classifier = self._classifier()
-        self._classifier_module = classifier
-        self.num_features = 0 if classifier is None else self._pooled_width()
+        self.classifier = self._find_classifier()
+        self.num_features = 0 if self.classifier is None else self._pooled_width()
+        #: what the network's weights expect, where its input is converted to it
+        self.normalisation: Normalisation | None = None
 
     def __call__(self, x: Tensor, taps: Sequence[Tap] | None = None) -> Out:
         sites = self._wanted if taps is None else {t: self._site(t) for t in taps}
@@ -107,7 +109,7 @@ class NetHandle:
             raise NotApplicable(f"{self.name}: {e}") from e
         return site
 
-    def _classifier(self) -> nn.Module | None:
+    def _find_classifier(self) -> nn.Module | None:
         get = getattr(self.net, "get_classifier", None)
         module = get() if get is not None else None
         if isinstance(module, (tuple, list)):
@@ -115,7 +117,7 @@ class NetHandle:
         return None if module is None or isinstance(module, nn.Identity) else module
 
     def _pooled_width(self) -> int:
-        module = self._classifier_module
+        module = self.classifier
         for attribute in ("in_features", "in_channels"):
             width = getattr(module, attribute, None)
             if isinstance(width, int):
@@ -138,13 +140,13 @@ class NetHandle:
         try:
             for path, here in by_module.items():
                 handles += _watch(net.get_submodule(path), here, raw)
-            if self._classifier_module is not None:
+            if self.classifier is not None:
 
                 def keep(module: nn.Module, args: Any) -> None:
                     if args and args[0].dim() in (2, 4):
                         pooled.append(args[0])
 
-                handles.append(self._classifier_module.register_forward_pre_hook(keep))
+                handles.append(self.classifier.register_forward_pre_hook(keep))
             yield
         finally:
             for handle in handles:

@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from kdbench.engine.cellspec import TeacherSource
+from kdbench.engine.normalise import Normalisation, config, of_weights
 from kdbench.errors import KdbenchError
+from kdbench.protocol.types import DataInfo, NotApplicable
 from kdbench.results.store import read_record_dict
 
 
@@ -65,8 +68,19 @@ def unwrap(state: Any) -> Mapping[str, Tensor]:
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load a state dict strictly. Raises KdbenchError naming the first key that does not fit."""
+    """Load a state dict strictly.
+
+    Raises:
+        KdbenchError: naming the first key that does not fit.
+        NotApplicable: the weights are this architecture's, for images of another size.
+    """
     mine = net.state_dict()
+    sized = _made_for_another_size(net, mine, state)
+    if sized is not None:
+        raise NotApplicable(
+            f"{Path(what).name}: its weights hold for images of another size: '{sized}' has shape "
+            f"{tuple(state[sized].shape)}, this data set needs {tuple(mine[sized].shape)}"
+        )
     for key, value in mine.items():
         if key not in state:
             raise KdbenchError(f"{what}: no tensor '{key}'; is it a checkpoint of this architecture?")
@@ -78,6 +92,50 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     if extra:
         raise KdbenchError(f"{what}: unknown tensor '{extra[0]}'; is it a checkpoint of this architecture?")
     net.load_state_dict(dict(state))
+
+
+def _made_for_another_size(
+    net: nn.Module, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> str | None:
+    """Return the first tensor whose shape differs if only those do that hold for one image size, else None.
+
+    Such tensors (position embeddings, token mixers) are few beside those of equal shape, and not the head's.
+    """
+    if not config(net).get("fixed_input_size") or set(mine) != set(state):
+        return None
+    other = [key for key, value in mine.items() if value.shape != state[key].shape]
+    get = getattr(net, "get_classifier", None)
+    heads = () if get is None else get()
+    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+    head = {p.data_ptr() for module in heads if isinstance(module, nn.Module) for p in module.parameters()}
+    if any(mine[key].data_ptr() in head for key in other):
+        return None
+    return other[0] if other and len(other) < len(mine) / 2 else None
+
+
+def expected_normalisation(source: TeacherSource, net: nn.Module) -> Normalisation | None:
+    """Return what a teacher's weights expect; None: images as the data set gives them, or not known."""
+    if source.mean is not None and source.std is not None:
+        return Normalisation(source.mean, source.std)
+    return of_weights(net) if source.source == "pretrained" else None
+
+
+def doubts(name: str, source: TeacherSource, net: nn.Module, info: DataInfo) -> list[str]:
+    """Return warnings on hub weights that may not do what a reader expects of a teacher."""
+    if source.source != "pretrained":
+        return []
+    out = []
+    if expected_normalisation(source, net) is None:
+        out.append(
+            f"{name}: its weights do not say how their input is normalised; the data set's way was used"
+        )
+    classes = config(net).get("num_classes")
+    if classes is not None and classes != info.num_classes:
+        out.append(
+            f"{name}: its weights have {classes} classes and the data set {info.num_classes}, "
+            "so its classifier has random weights"
+        )
+    return out
 
 
 def route_loaders(folder: Path, epochs: list[int]) -> list[Callable[[], Mapping[str, Tensor]]]:

@@ -21,7 +21,12 @@ class Handle(Protocol):
 
     Attributes:
         name: ``"student"``, ``"teacher0"``, or the name given to ``run.new_student``.
-        net: the module itself.
+        net: the module itself, ``x -> logits``. It takes batches as they come: that of a teacher whose weights
+            expect another mean and std than the data set's converts its input (when it is called as a whole,
+            not when its parts are).
+        classifier: the module that makes the logits of the pooled feature (of a network with several heads the
+            first), or None where the architecture names none. It belongs to `net`: copy it, or freeze it, but
+            never put a teacher's into an optimizer.
         num_features: width of the pooled feature, 0 where there is none.
         stages: ``feature_info`` indices of the resolution stages, without the stem; for isotropic models four
             evenly spaced blocks.
@@ -29,6 +34,7 @@ class Handle(Protocol):
 
     name: str
     net: nn.Module
+    classifier: nn.Module | None
     num_features: int
     stages: tuple[int, ...]
 
@@ -118,9 +124,22 @@ class Run(Protocol):
         ...
 
     def teach(
-        self, handle: Handle, x: Tensor, *, grad: bool = False, bn: Literal["eval", "batch"] | None = None
+        self,
+        handle: Handle,
+        x: Tensor,
+        *,
+        grad: bool = False,
+        bn: Literal["eval", "batch"] | None = None,
+        taps: Sequence[Tap] | None = None,
     ) -> Out:
-        """Forward a teacher. Its parameters never get a gradient; ``grad=True`` lets one flow to `x`."""
+        """Forward a teacher; x: (B, 3, H, W), normalised as the data set's.
+
+        Args:
+            grad: lets a gradient flow to `x`. Parameters of teachers never get one.
+            bn: whether BatchNorm uses running or batch statistics; None: as the phase says. The running ones
+                never change.
+            taps: limits the features to these; None: all that were wanted.
+        """
         ...
 
     def optimize(self, loss: Tensor, *names: str, retain_graph: bool = False) -> None:

@@ -118,6 +118,8 @@ class TeacherRef(_Model):
     architecture: Text
     sha256: str | None = None
     top1: FiniteFloat | None = None
+    #: ``mean`` and ``std`` per channel that its weights expect, where they are not the data set's
+    normalization: dict[Literal["mean", "std"], list[FiniteFloat]] | None = None
 
 
 class Plugin(_Model):
