@@ -1,0 +1,95 @@
+"""The page of the command line, made from the commands themselves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import click
+from click.testing import CliRunner
+
+from kdbench.cli import main
+from kdbench_docs.markup import code, escape, table
+
+#: Variables that the command reads, beside those of the libraries below it.
+VARIABLES = {
+    "KDBENCH_CACHE": "Folder of downloads and decoded images; default `~/.cache/kdbench`.",
+    "KDBENCH_DISABLE_PLUGINS": "Plug-ins to leave out, separated by commas.",
+    "KDBENCH_STRICT_PLUGINS": "`1`: a broken, incompatible or conflicting plug-in is an error.",
+    "MLFLOW_TRACKING_URI": "MLflow store of runs, where `--tracking-uri` is not given.",
+}
+
+_INTRO = """\
+# Command line
+
+`kdbench VERB ...`; `python -m kdbench VERB ...` is the same. This page is made from the commands; `--help`
+prints the same text.
+
+Exit codes: 0, all is well; 1, some cell, check or board is not; 2, bad input, told in one line; 130,
+interrupted.
+"""
+
+
+def cli_page() -> str:
+    """Return the page as Markdown."""
+    rows = [[code(name), text] for name, text in VARIABLES.items()]
+    verbs = list(_commands(main, "kdbench"))
+    contents = table(
+        ("Verb", ""),
+        [[f"[{code(path)}](#{_anchor(path)})", escape(_line(c))] for path, c in verbs[1:]],
+    )
+    return (
+        _INTRO
+        + f"\n{contents}\n## Environment variables\n\n"
+        + table(("Variable", "Meaning"), rows)
+        + "".join(_section(path, command) for path, command in verbs)
+    )
+
+
+def output_of(*arguments: str) -> str:
+    """Return what the command prints. Raises RuntimeError when it fails."""
+    done = CliRunner().invoke(main, list(arguments), catch_exceptions=False)
+    if done.exit_code:
+        raise RuntimeError(f"kdbench {' '.join(arguments)}: exit code {done.exit_code}: {done.output}")
+    return done.output
+
+
+def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=path)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None, name
+            yield from _commands(below, f"{path} {name}")
+
+
+def _anchor(path: str) -> str:
+    return path.replace(" ", "-")
+
+
+def _line(command: click.Command) -> str:
+    return command.get_short_help_str(limit=200)
+
+
+def _section(path: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=path)
+    usage = " ".join([path, *command.collect_usage_pieces(context)])
+    help_text = inspect.cleandoc(command.help or "").replace("\b\n", "")
+    text = f"\n## {path} {{ #{_anchor(path)} }}\n\n{code(usage)}\n\n{escape(help_text)}\n"
+    rows = []
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None:
+            name, meaning = record
+            rows.append([code(name), escape(meaning.strip()) or "—", _default(parameter, context)])
+    return text + "\n" + table(("Option", "Meaning", "Default"), rows)
+
+
+def _default(parameter: click.Parameter, context: click.Context) -> str:
+    value = parameter.get_default(context)
+    if parameter.multiple or callable(value) or value is None or isinstance(value, bool):
+        return "—"
+    if repr(value).startswith("Sentinel"):
+        return "—"
+    return code(value)
