@@ -112,7 +112,7 @@ METHODS = (
         target="kdbench_methods.simkd:SimKD",
         summary="The teacher's classifier on the student's projected feature.",
         paper="Chen, Mei, Zhang, Wang, Feng, Chen, CVPR 2022, arXiv:2203.14001",
-        version="1",
+        version="2",
         tags=("features",),
         needs=Needs(labels=False, min_batch=2, capabilities=frozenset({"features"})),
     ),

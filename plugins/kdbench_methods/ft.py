@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,11 @@ class FT(Method):
         },
     }
     taps = {"student": (LAST,), "teacher": (LAST,)}
+
+    @classmethod
+    def requires(cls, params: Any) -> Needs:
+        # BatchNorm cannot train on one image with a map of one position
+        return Needs(min_batch=2 if params.translator_bn else 1, capabilities=cls.needs.capabilities)
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -306,6 +306,10 @@ class TestFT:
         a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
         assert float(got) == pytest.approx(3 * np.abs(a - b).mean(), rel=1e-4)
 
+    def test_needs_depend_on_the_batch_norm(self):
+        assert FT.requires(FT.Params()) == FT.needs
+        assert FT.requires(FT.Params(**FT.presets["cifar100"])).min_batch == 2
+
     def test_energies_of_one_position_say_nothing(self):
         run = FakeRun(net(0), net(1, strides=(16, 1, 1)))
         with pytest.raises(NotApplicable, match="1x1"):
