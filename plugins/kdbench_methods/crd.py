@@ -45,9 +45,10 @@ def bank_scores(bank: Tensor, embedding: Tensor, rows: Tensor) -> Tensor:
 
     Where the bank is not much larger than J, all N products are cheaper than copies of the chosen rows.
     """
-    if len(bank) <= 4 * rows.shape[1]:
+    if len(bank) <= 16 * rows.shape[1]:
         return (embedding @ bank.T).gather(1, rows)
-    return torch.einsum("bjd,bd->bj", bank[rows], embedding)
+    chosen = bank.index_select(0, rows.flatten()).view(*rows.shape, -1)
+    return torch.bmm(chosen, embedding[:, :, None]).squeeze(2)
 
 
 class Embed(nn.Module):
