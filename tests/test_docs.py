@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 import shlex
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
+from kdbench import hooks
 from kdbench.cli import VERBS
 from kdbench.matrix import expand, load_matrix
 from kdbench.matrix import recipe as recipes
@@ -19,16 +22,10 @@ from kdbench.results import schema as records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    ROOT / name
-    for name in (
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/reference/matrix.md",
-        "docs/how-to/write-a-method.md",
-        "docs/reference/measurement.md",
-        "docs/reference/records.md",
-        "plugins/template/README.md",
-    )
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "plugins/template/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 AUTHORS_GUIDE = ROOT / "docs/how-to/write-a-method.md"
 MATRIX_SECTIONS = {
@@ -116,14 +113,58 @@ def test_the_records_page_has_every_status():
 
 
 def test_the_method_page_has_every_field():
-    from dataclasses import fields
-
-    from kdbench.hooks import Needs
-
-    text = (AUTHORS_GUIDE).read_text()
-    for cls in (Tap, Phase, Opt, Needs):
+    text = AUTHORS_GUIDE.read_text()
+    for cls in (Tap, Phase, Opt):
         for field in fields(cls):
             assert re.search(rf"^\| .*`{field.name}`.* \|", text, flags=re.M), f"{cls.__name__}.{field.name}"
+
+
+HOOKS_PAGE = ROOT / "docs/reference/hooks.md"
+SPECS = {n: inspect.signature(f) for n, f in vars(hooks.KdbenchSpec).items() if n.startswith("kdbench_")}
+ENTRIES = [hooks.Entry, *hooks.Entry.__subclasses__()]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_hooks_page_has_every_hook_and_argument(name):
+    arguments = [a for a in SPECS[name].parameters if a != "self"]
+    rows = table(sections(HOOKS_PAGE)["Events" if arguments else "Providers"])
+    told = rows[f"{name}({', '.join(arguments)})"]
+    assert all(told)
+    if arguments:
+        assert [a.strip("` ") for a in told[0].split(",")] == arguments
+
+
+def test_the_hooks_page_has_no_hook_that_does_not_exist():
+    assert set(re.findall(r"`(kdbench_\w+)\(", HOOKS_PAGE.read_text())) == set(SPECS)
+
+
+@pytest.mark.parametrize("cls", [*ENTRIES, hooks.Needs], ids=lambda cls: cls.__name__)
+def test_the_hooks_page_has_every_field(cls):
+    own = [f for f in fields(cls) if cls is hooks.Entry or f not in fields(hooks.Entry)]
+    rows = table(sections(HOOKS_PAGE)[cls.__name__])
+    told = {name: rest for names, rest in rows.items() for name in re.findall(r"\w+", names)}
+    if cls in (hooks.LauncherEntry, hooks.SinkEntry):
+        assert own == []
+        return
+    assert [f.name for f in own] == list(told)
+    for f in own:
+        assert (told[f.name][0] == "required") == (f.default is MISSING and f.default_factory is MISSING)
+        if f.default is not MISSING:
+            defaults = told[f.name][0].strip("`").split(", ")
+            assert str(f.default) in (d.strip('"') or "" for d in defaults), f.name
+
+
+def test_the_hooks_page_has_jobs_launchers_and_sinks():
+    text = HOOKS_PAGE.read_text()
+    job = text.partition("### Job")[2].partition("\n## ")[0]
+    assert list(table(job)) == [f.name for f in fields(hooks.Job)]
+    for protocol, heading in ((hooks.Launcher, "LauncherEntry"), (hooks.Sink, "SinkEntry")):
+        rows = table(sections(HOOKS_PAGE)[heading])
+        for name, function in vars(protocol).items():
+            # typing gives a protocol without a constructor one of its own
+            if inspect.isfunction(function) and function.__module__ == hooks.__name__:
+                arguments = [a for a in inspect.signature(function).parameters if a != "self"]
+                assert re.findall(r"\w+", rows[name][0]) == arguments, name
 
 
 def test_the_method_page_has_what_a_run_offers():

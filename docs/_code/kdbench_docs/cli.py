@@ -35,8 +35,11 @@ def cli_page() -> str:
     rows = [[code(name), text] for name, text in VARIABLES.items()]
     verbs = list(_commands(main, "kdbench"))
     contents = table(
-        ("Verb", ""),
-        [[f"[{code(path)}](#{_anchor(path)})", escape(_line(c))] for path, c in verbs[1:]],
+        ("Verb", "What it does"),
+        [
+            [f"[{code(path.removeprefix('kdbench '))}](#{_anchor(path)})", escape(_line(c))]
+            for path, c in verbs[1:]
+        ],
     )
     return (
         _INTRO

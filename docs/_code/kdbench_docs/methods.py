@@ -64,13 +64,20 @@ def methods_index(items: list[Registered], boards: list[Board], published: list[
                 inline(item.entry.summary),
                 prose(item.entry.paper or "—"),  # type: ignore[attr-defined]
                 escape(method.fidelity),
-                "yes" if published_table(item.name, published) else "—",
-                "yes" if measured_table(item.name, boards, "") else "—",
+                ", ".join(
+                    word
+                    for word, found in (
+                        ("published", published_table(item.name, published)),
+                        ("measured", measured_table(item.name, boards, "")),
+                    )
+                    if found
+                )
+                or "—",
             ]
         )
-    head = ("Method", "What it does", "Paper", "Fidelity", "Published values", "Measured values")
+    head = ("Method", "What it does", "Paper", "Fidelity", "Numbers")
     return (
-        "# Methods\n\n"
+        "---\nhide: [toc]\n---\n\n# Methods\n\n"
         f"The {len(items)} methods that come with kdbench. Each page is made from the code of the method, the "
         "published values, and the boards of this project. `kdbench list methods` also lists those of further "
         "plug-ins.\n\n" + table(head, rows)
