@@ -197,13 +197,12 @@ def check_weights(
     tensors = dict(_watched(nets, {id(p) for p in trained}))
     if not tensors:
         return
-    # the largest magnitude passes a nan on, and needs one pass and no copy of the weights
-    largest = [torch.linalg.vector_norm(t.detach(), math.inf).float() for t in tensors.values()]
-    values = torch.stack(largest).tolist()
-    found = next(((n, v) for n, v in zip(tensors, values, strict=True) if not math.isfinite(v)), None)
-    if found is not None:
-        name, value = found
-        raise Diverged(f"diverged by step {step} ({where}): every term was finite, but {name} is {value}")
+    # smallest and largest pass a nan on, and need one fast pass and no copy of the weights
+    ends = torch.stack([torch.stack(t.detach().aminmax()).float() for t in tensors.values()]).tolist()
+    for name, values in zip(tensors, ends, strict=True):
+        value = next((v for v in values if not math.isfinite(v)), None)
+        if value is not None:
+            raise Diverged(f"diverged by step {step} ({where}): every term was finite, but {name} is {value}")
 
 
 def check_metrics(results: Mapping[str, Mapping[str, float]], step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +64,10 @@ def run_evaluators(
         if getattr(found.entry, "needs_teacher", False) and not run.teachers:
             continue
         try:
-            numbers.update(found.load()(run, net, run.task_data.splits["test"]))
+            given = found.load()(run, net, run.task_data.splits["test"])
+            bad = {k: v for k, v in given.items() if not math.isfinite(v)}
+            warnings += [f"evaluator '{name}': {k} is {v}, left out"[:300] for k, v in bad.items()]
+            numbers.update({k: v for k, v in given.items() if k not in bad})
         except Exception as e:
             warnings.append(f"evaluator '{name}' failed: {type(e).__name__}: {e}"[:300])
     return numbers, warnings

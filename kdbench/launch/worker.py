@@ -70,7 +70,7 @@ def run_folder(
     except NotApplicable as e:
         return failed("not_applicable", e, trace=False)
     except Diverged as e:
-        return failed("diverged", e, trace=False)
+        return failed("diverged", e, trace=e.__cause__ is not None)
     except (MemoryError, torch.OutOfMemoryError) as e:
         return failed("oom", e)
     except OSError as e:

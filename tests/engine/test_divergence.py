@@ -347,5 +347,17 @@ def test_long_lists_are_cut() -> None:
 
 def test_no_weights_no_verdict() -> None:
     check_weights({"the method": nn.Identity()}, [], 1, "epoch 1")
-    empty = nn.Linear(0, 3, bias=False)
+    empty = nn.ParameterList([torch.empty(0)])
     check_weights({"the method": empty}, list(empty.parameters()), 1, "epoch 1")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_bad_element_among_many_is_found(value: float) -> None:
+    net = nn.Linear(40, 50).requires_grad_(True)
+    with torch.no_grad():
+        net.bias.fill_(-3e38)[0] = 3e38
+    check_weights({"net": net}, list(net.parameters()), 1, "epoch 1")
+    with torch.no_grad():
+        net.weight[17, 3] = value
+    with pytest.raises(Diverged, match=f"'weight' of net is {value}$"):
+        check_weights({"net": net}, list(net.parameters()), 1, "epoch 1")
