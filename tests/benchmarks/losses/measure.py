@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+Timer = Callable[[], float]
 
 #: Seconds for the rounds of one comparison, how many rounds there are at least and at most, and from how many
 #: seconds a round on there is one only.
@@ -87,33 +88,31 @@ class Turns:
 
     @property
     def ratio(self) -> float:
-        """Of the fastest rounds: what else the machine does only ever adds."""
-        return min(self.ours) / min(self.plain)
-
-    @property
-    def median_ratio(self) -> float:
-        """The median over the rounds of the ratio of neighbours in time."""
+        """The median over the rounds of the ratio of neighbours in time, which a busy machine slows alike."""
         return statistics.median(a / b for a, b in zip(self.ours, self.plain, strict=True))
 
+    @property
+    def fastest_ratio(self) -> float:
+        """The ratio of the fastest rounds."""
+        return min(self.ours) / min(self.plain)
 
-def in_turns(benchmark: Any, ours: Callable[[], None], plain: Callable[[], None], once: float) -> Turns:
-    """Time `ours` with pytest-benchmark, and `plain` before each of its rounds.
 
-    A round of both takes about `once` seconds.
-    """
+def in_turns(benchmark: Any, ours: Callable[[], None], plain: Callable[[], None], timer: Timer) -> Turns:
+    """Time `ours` with pytest-benchmark (which must use `timer` too), and `plain` before each of its rounds."""
     seconds: list[float] = []
 
     def before_each_round() -> None:
-        seconds.append(clocked(plain))
+        seconds.append(clocked(plain, timer))
 
+    once = 2 * clocked(plain, timer)
     rounds = 1 if once > SLOW else int(min(MOST, max(FEWEST, SECONDS / once)))
     benchmark.pedantic(ours, setup=before_each_round, rounds=rounds, warmup_rounds=int(rounds > FEWEST))
     # a warm-up has a setup too
     return Turns(benchmark.stats.stats.data, seconds[-rounds:])
 
 
-def clocked(call: Callable[[], Any]) -> float:
+def clocked(call: Callable[[], Any], timer: Timer) -> float:
     """Return the seconds of a call."""
-    start = time.perf_counter()
+    start = timer()
     call()
-    return time.perf_counter() - start
+    return timer() - start
