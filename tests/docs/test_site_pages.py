@@ -193,7 +193,7 @@ def test_measured_values_have_the_difference_to_the_student_alone():
     )
     line = measured.measured_table("kd", [found], "../").splitlines()[-1]
     assert [c.strip() for c in line.strip("|").split("|")][3:] == [
-        *("3/3", "61.25 ± 0.50", "+1.25", "[mine](../leaderboards/mine/index.html)")
+        *("3/3", "61.25\u00a0±\u00a00.50", "+1.25", "[mine](../leaderboards/mine/index.html)")
     ]
 
 
@@ -214,7 +214,7 @@ def test_measured_values_are_those_of_the_committed_boards(pages):
     boards = {b.name: b for b in measured.read_boards(ROOT / "leaderboards")}
     rows = [r for r in boards["quickstart"].rows if r["method"] == "dkd" and r["role"] == "student"]
     (row,) = rows
-    shown = f"{float(row['last_top1_mean']):.2f} ± {float(row['last_top1_sd']):.2f}"
+    shown = f"{float(row['last_top1_mean']):.2f}\u00a0±\u00a0{float(row['last_top1_sd']):.2f}"
     line = next(line for line in pages["methods/dkd.md"].splitlines() if "leaderboards/quickstart" in line)
     assert shown in line
 
@@ -230,6 +230,15 @@ def test_the_cli_page_has_every_verb_and_option(pages):
                 for option in parameter.opts:
                     assert option in page, f"{path} {option}"
     assert len(list(cli._commands(cli.main, "kdbench"))) > len(VERBS)
+
+
+def test_the_cli_page_has_defaults_in_their_own_column(pages):
+    page = pages["reference/cli.md"]
+    assert "[default" not in seen(page)
+    (line,) = [
+        line for line in page.splitlines() if line.startswith(f"| {markup.code('--device auto|cpu|cuda')}")
+    ]
+    assert line.endswith(f"| {markup.code('auto')} |")
 
 
 def test_the_cli_page_has_every_variable_that_the_code_reads():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 
 import click
@@ -18,6 +19,9 @@ VARIABLES = {
     "KDBENCH_STRICT_PLUGINS": "`1`: a broken, incompatible or conflicting plug-in is an error.",
     "MLFLOW_TRACKING_URI": "MLflow store of runs, where `--tracking-uri` is not given.",
 }
+
+#: How click tells a default at the end of a help text.
+_DEFAULT = re.compile(r"\[default: ([^\]]*)\]")
 
 _INTRO = """\
 # Command line
@@ -82,17 +86,9 @@ def _section(path: str, command: click.Command) -> str:
     text = f"\n## {path} {{ #{_anchor(path)} }}\n\n{code(usage)}\n\n{escape(help_text)}\n"
     rows = []
     for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is not None:
-            name, meaning = record
-            rows.append([code(name), escape(meaning.strip()) or "—", _default(parameter, context)])
+        name, meaning = parameter.get_help_record(context) or ("", "")
+        if name:
+            default = _DEFAULT.search(meaning)
+            told = _DEFAULT.sub("", meaning).strip()
+            rows.append([code(name), escape(told) or "—", code(default[1]) if default else "—"])
     return text + "\n" + table(("Option", "Meaning", "Default"), rows)
-
-
-def _default(parameter: click.Parameter, context: click.Context) -> str:
-    value = parameter.get_default(context)
-    if parameter.multiple or callable(value) or value is None or isinstance(value, bool):
-        return "—"
-    if repr(value).startswith("Sentinel"):
-        return "—"
-    return code(value)

@@ -39,7 +39,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable
     """Return a table of cells that are Markdown already; columns in `right` are aligned right."""
     right = set(right)
     rule = ["---:" if i in right else "---" for i in range(len(head))]
-    lines = [head, rule, *([" ".join(cell.split()) for cell in row] for row in rows)]
+    lines = [head, rule, *([re.sub(r"[ \t\n]+", " ", cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

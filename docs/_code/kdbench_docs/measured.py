@@ -63,7 +63,7 @@ def _top1(row: dict[str, str]) -> str:
     mean, sd = row["last_top1_mean"], row["last_top1_sd"]
     if not mean:
         return "—"
-    return f"{float(mean):.2f}" + (f" ± {float(sd):.2f}" if sd else "")
+    return f"{float(mean):.2f}" + (f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{float(sd):.2f}" if sd else "")
 
 
 def _difference(row: dict[str, str], board: Board) -> str:

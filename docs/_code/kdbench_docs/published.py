@@ -52,13 +52,20 @@ def published_table(method: str, rows: list[dict[str, str]]) -> str:
             _network(row["teacher"], row["teacher_top1"]),
             _network(row["student"], row["student_top1"]),
             escape(row["method"]),
-            escape(row["top1"] + (f" ± {row['std']}" if row["std"] else "")),
-            escape(_SELECTION.get(row["selection"], row["selection"])),
+            escape(
+                row["top1"] + (f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{row['std']}" if row["std"] else "")
+            ),
+            escape(_epoch(row["selection"])),
             _source(row["source"]),
         ]
         for row in mine
     ]
     return table(head, body, right=(4,))
+
+
+def _epoch(selection: str) -> str:
+    # some rows have a remark here instead
+    return _SELECTION.get(selection, f"not known ({selection})")
 
 
 def _network(name: str, top1: str) -> str:
