@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
 from typing import Any
 
 import click
+
+from kdbench.cli._table import print_json, print_table
 
 
 @click.command("check-method")
 @click.argument("name")
 @click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="Hyper-parameter; repeatable.")
-@click.option("--teacher", default="timm:test_resnet", show_default=True)
-@click.option("--student", default="timm:test_resnet", show_default=True)
+@click.option("--teacher", default="timm:test_resnet", show_default=True, help="Architecture of teachers.")
+@click.option("--student", default="timm:test_resnet", show_default=True, help="Architecture of the student.")
+@click.option("--check", "only", multiple=True, metavar="CHECK", help="Run this check only; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
 def check_method(
-    settings: Any, name: str, params: tuple[str, ...], teacher: str, student: str, as_json: bool
+    settings: Any,
+    name: str,
+    params: tuple[str, ...],
+    teacher: str,
+    student: str,
+    only: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Check the registered method NAME on tiny timm networks, on the CPU. Exit code 1 when a check fails."""
+    registry = settings.registry()
+    registry.get("methods", name)
+    values = dict(_parsed(item) for item in params)
+    from kdbench.testing import check_method as check
+
+    report = check(name, params=values, teacher=teacher, student=student, only=only, registry=registry)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print_table(
+            ("check", "verdict", "seconds", "seen", "how to fix it"),
+            [
+                (c.name, "pass" if c.passed else "FAIL", f"{c.seconds:.2f}", c.seen, c.fix)
+                for c in report.checks
+            ],
+            title=report.title(),
+        )
+    sys.exit(0 if report.passed else 1)
+
+
+def _parsed(item: str) -> tuple[str, Any]:
+    """Return key and value of ``KEY=VALUE``, the value read as YAML. Raises KdbenchError."""
     import yaml
 
     from kdbench.errors import KdbenchError
 
-    registry = settings.registry()
-    registry.get("methods", name)
-    values = {}
-    for item in params:
-        key, separator, text = item.partition("=")
-        if not separator:
-            raise KdbenchError(f"--param {item}: expected KEY=VALUE")
-        values[key] = yaml.safe_load(text)
-    from kdbench.testing import check_method as check
-
-    report = check(name, params=values, teacher=teacher, student=student, registry=registry)
-    if as_json:
-        click.echo(
-            json.dumps({"method": report.method, "checks": [asdict(c) for c in report.checks]}, indent=2)
-        )
-    else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=f"{report.method} on {teacher} -> {student}")
-        for column in ("check", "verdict", "seen", "how to fix it"):
-            table.add_column(column)
-        for c in report.checks:
-            table.add_row(c.name, "pass" if c.passed else "FAIL", c.seen, c.fix)
-        Console().print(table)
-    sys.exit(0 if report.passed else 1)
+    key, separator, text = item.partition("=")
+    if not separator or not key:
+        raise KdbenchError(f"--param {item}: expected KEY=VALUE")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        reason = str(e).splitlines()[0]
+        raise KdbenchError(f"--param {key}: '{text}' is not a YAML value ({reason})") from e

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,53 @@ from kdbench.engine.loop import Loop
 from kdbench.engine.seeds import seed_everything, seeded
 from kdbench.matrix.recipe import Recipe
 from kdbench.protocol.method import Method
-from kdbench.protocol.types import Batch, DataInfo, TaskData
+from kdbench.protocol.types import DataInfo, TaskData
 from kdbench.registry import Registry
+from kdbench.testing.stream import IMAGE_SIZE, TinyStream
 
-IMAGE_SIZE, CLASSES = 32, 5
 
+@dataclass(frozen=True)
+class Case:
+    """What a run is given. The defaults give every method all that it needs.
 
-class TinyStream:
-    """Random images with labels; `sizes` are the batch sizes of an epoch."""
+    Attributes:
+        sizes: images of each step of an epoch.
+        batches: numbers of the images of each step, in place of `sizes`.
+        images: number of training images, where there are more than the steps use.
+        batch_size: the recipe's, in place of that of the first step.
+        epochs, precision, optimizer, lr: of the recipe.
+        seed: of the cell.
+        classes: number of classes, K.
+        variant: another number gives other images and other initial weights.
+        route_step: how far each weight of the teacher moves between two points of its route.
+        teacher, student: architectures, in place of the bench's.
+        without: what is left out: ``"teacher"`` (one of them), ``"assistant"``, ``"route"``, ``"stages"``,
+            ``"capabilities"``, ``"undeclared"`` (all of a batch that the needs do not name).
+        probing: whether the run is one of the planner's, which reads no data.
+    """
 
-    def __init__(self, sizes: tuple[int, ...], views: int, *, labelled: bool = True) -> None:
-        generator = torch.Generator().manual_seed(1)
-        n = sum(sizes)
-        self._x = [torch.randn(n, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator) for _ in range(1 + views)]
-        self.labels = torch.arange(n) % CLASSES if labelled else None
-        self._sizes = sizes
+    sizes: tuple[int, ...] = (8, 8)
+    batches: tuple[tuple[int, ...], ...] = ()
+    images: int = 0
+    batch_size: int = 0
+    epochs: int = 3
+    precision: str = "fp32"
+    optimizer: str = "momentum"
+    lr: float = 0.01
+    seed: int = 0
+    classes: int = 5
+    variant: int = 0
+    route_step: float = 0.01
+    teacher: str = ""
+    student: str = ""
+    without: str = ""
+    probing: bool = False
 
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        index = torch.arange(sum(self._sizes)).split(list(self._sizes))
-        for i in index[start:]:
-            main, *views = (x[i] for x in self._x)
-            yield Batch(main, None if self.labels is None else self.labels[i], i, tuple(views))
+    def steps(self) -> Sequence[Sequence[int]]:
+        """Numbers of the images of each step."""
+        if self.batches:
+            return self.batches
+        return [t.tolist() for t in torch.arange(sum(self.sizes)).split(list(self.sizes))]
 
 
 class Bench:
@@ -64,84 +88,109 @@ class Bench:
         merged = {**cls.presets.get("check", {}), **params}
         self.params = validated(cls.Params, merged, f"method '{cls.__name__}'")
         self.needs = cls.requires(self.params)
-        self._arch = {"teacher": Arch(name=teacher), "student": Arch(name=student)}
-        self._task = make_task(registry, task)
+        self.teacher, self.student, self._task_name = teacher, student, task
 
-    def run(self, *, sizes: tuple[int, ...] = (8, 8), precision: str = "fp32", seed: int = 0) -> CellRun:
-        """Make a run; equal arguments give equal weights."""
-        info = DataInfo(
-            name="tiny",
-            num_classes=CLASSES,
-            class_names=tuple("abcde"),
-            image_size=IMAGE_SIZE,
-            mean=(0.5,) * 3,
-            std=(0.25,) * 3,
-            n_train=sum(sizes),
-            n_test=sum(sizes),
-            revision="tiny",
-        )
-        views = len(self.needs.views)
-        train = TinyStream(sizes, views)
-        streams = {"train": train, "train_unlabelled": TinyStream(sizes, views, labelled=False)}
-        batches = list(TinyStream(sizes, 0).epoch(0))
-        data = TaskData(
-            streams=streams, splits={"val": batches, "test": batches}, info=info, labels=train.labels
-        )
-        recipe = Recipe.model_validate(
-            {
-                "epochs": 3,
-                "batch_size": sizes[0],
-                "optimizer": {"name": "momentum", "lr": 0.01},
-                "schedule": {"name": "constant"},
-                "precision": precision,
-            }
-        )
+    def run(self, case: Case | None = None, **options: Any) -> CellRun:
+        """Make a run; equal arguments give equal weights. `options` are fields of :class:`Case`."""
+        case = replace(case or Case(), **options)
+        task = make_task(self.registry, self._task_name)
+        if case.without == "capabilities":
+            task.capabilities = frozenset()  # type: ignore[misc]
+        data = self._data(case)
+        n = self.needs.teachers - (case.without == "teacher")
+        teachers = [self._handle(task, "teacher", k, data, case) for k in range(n)]
+        points = 0 if case.without == "route" else self.needs.route
+        assistant = self.needs.assistants and case.without != "assistant"
 
-        def student() -> nn.Module:
-            return self._task.build("student", builder(self.registry, self._arch["student"]), data)
+        def learner() -> nn.Module:
+            return self._net(task, "student", data, case)
 
-        teachers = [self._handle("teacher", k, data) for k in range(self.needs.teachers)]
-        route = [self._route(teachers[0].net, k) for k in range(self.needs.route)] if teachers else []
         return CellRun(
-            student=self._handle("student", 0, data),
+            student=self._handle(task, "student", 0, data, case),
             teachers=teachers,
-            build_student=student,
-            build_assistant=student if self.needs.assistants else None,
-            task=self._task,
+            build_student=learner,
+            build_assistant=learner if assistant else None,
+            task=task,
             task_data=data,
-            recipe=recipe,
+            recipe=_recipe(case),
             device=torch.device("cpu"),
-            seed=seed,
+            seed=case.seed,
             workdir=Path(tempfile.gettempdir()),
-            route=route,
+            route=[_route(teachers[0].net, k * case.route_step) for k in range(points)] if teachers else [],
+            probing=case.probing,
         )
 
     def method(self, run: CellRun) -> Method:
         """Make the method of a run."""
         return prepare_method(self.cls, self.params, run)
 
-    def loop(self, run: CellRun, method: Method, folder: Path, **options: Any) -> Loop:
+    def loop(self, run: CellRun, method: Method, folder: Path, *, seed: int = 0, **options: Any) -> Loop:
         """Return a training loop from a seeded start."""
-        seed_everything(0, deterministic=False)
+        seed_everything(seed, deterministic=False)
         return Loop(run, method, folder, evaluate=lambda: evaluate_all(method, run), **options)
 
-    def _handle(self, role: str, k: int, data: TaskData) -> NetHandle:
-        with seeded(100 * (role == "teacher") + k):
-            net = self._task.build(role, builder(self.registry, self._arch[role]), data)
+    def _data(self, case: Case) -> TaskData:
+        steps, views = case.steps(), len(self.needs.views)
+        strict = case.without == "undeclared"
+        kinds: dict[str, Any] = {"views": views, "classes": case.classes, "variant": case.variant}
+        if strict:
+            kinds["indexed"] = self.needs.index
+            kinds["readable"] = self.needs.data == "real"
+        kinds["images"] = case.images
+        train = TinyStream(steps, labelled=self.needs.labels or not strict, **kinds)
+        streams = {"train": train, "train_unlabelled": TinyStream(steps, labelled=False, **kinds)}
+        split = list(TinyStream(steps, classes=case.classes, variant=case.variant).epoch(0))
+        info = DataInfo(
+            name="tiny",
+            num_classes=case.classes,
+            class_names=tuple(f"class {k}" for k in range(case.classes)),
+            image_size=IMAGE_SIZE,
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+            n_train=train.n,
+            n_test=train.n,
+            revision="tiny",
+        )
+        if case.probing:
+            return TaskData({}, {}, info)
+        return TaskData(streams, {"val": split, "test": split}, info, labels=train.labels)
+
+    def _net(self, task: Any, role: str, data: TaskData, case: Case) -> nn.Module:
+        name = (case.teacher or self.teacher) if role == "teacher" else (case.student or self.student)
+        net: nn.Module = task.build(role, builder(self.registry, Arch(name=name)), data)
+        if case.without == "stages":
+            net.feature_info = []  # type: ignore[assignment]
+        return net
+
+    def _handle(self, task: Any, role: str, k: int, data: TaskData, case: Case) -> NetHandle:
+        with seeded(1000 * case.variant + 100 * (role == "teacher") + k):
+            net = self._net(task, role, data, case)
             if role == "teacher":
                 _wake_norms(net)
         name = role if role == "student" else f"{role}{k}"
-        device = torch.device("cpu")
-        return NetHandle(name, net, image_size=IMAGE_SIZE, in_chans=3, device=device)
+        return NetHandle(name, net, image_size=IMAGE_SIZE, in_chans=3, device=torch.device("cpu"))
 
-    def _route(self, net: nn.Module, k: int) -> Any:
-        # a copy: the method loads these weights into the same network
-        start = {key: v.clone() for key, v in net.state_dict().items()}
 
-        def load() -> dict[str, Tensor]:
-            return {key: v + 0.01 * k if v.is_floating_point() else v for key, v in start.items()}
+def _recipe(case: Case) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "epochs": case.epochs,
+            "batch_size": case.batch_size or len(case.steps()[0]),
+            "optimizer": {"name": case.optimizer, "lr": case.lr},
+            "schedule": {"name": "constant"},
+            "precision": case.precision,
+        }
+    )
 
-        return load
+
+def _route(net: nn.Module, shift: float) -> Any:
+    # a copy: the method loads these weights into the same network
+    start = {key: v.clone() for key, v in net.state_dict().items()}
+
+    def load() -> dict[str, Tensor]:
+        return {key: v + shift if v.is_floating_point() else v for key, v in start.items()}
+
+    return load
 
 
 def _wake_norms(net: nn.Module) -> None:
