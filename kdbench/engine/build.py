@@ -24,7 +24,7 @@ from kdbench.matrix.identity import derive_seed
 from kdbench.protocol.dataset import Dataset
 from kdbench.protocol.method import Method
 from kdbench.protocol.task import Task
-from kdbench.protocol.types import DataInfo, NotApplicable, Tap, TaskData
+from kdbench.protocol.types import Build, DataInfo, NotApplicable, Tap, TaskData
 from kdbench.registry import Registry
 
 
@@ -67,9 +67,8 @@ def builder(registry: Registry, arch: Arch) -> Callable[..., nn.Module]:
 
 
 def make_net(
-    registry: Registry,
+    build: Build,
     task: Task,
-    arch: Arch,
     data: TaskData,
     role: str,
     seed: int,
@@ -77,7 +76,7 @@ def make_net(
 ) -> nn.Module:
     """Build one network with its initialisation seeded by `seed`, on the CPU."""
     with seeded(seed):
-        net = task.build(role, builder(registry, arch), data)
+        net = task.build(role, build, data)
     return net.to(memory_format=torch.channels_last) if recipe_channels_last else net  # type: ignore[call-overload, no-any-return]
 
 
@@ -93,13 +92,15 @@ def make_run(
     route: Sequence[Any] = (),
     probing: bool = False,
     load_teacher: Callable[[int, nn.Module], None] = lambda k, net: None,
+    build: Callable[[Registry, Arch], Build] = builder,
 ) -> CellRun:
-    """Build the networks of a cell and put them into a run."""
+    """Build the networks of a cell, by `build`, and put them into a run."""
     where: dict[str, Any] = {"image_size": info.image_size, "in_chans": info.in_chans, "device": device}
-    last = cell.recipe.channels_last
+    # the memory format is of no account to whether a cell can be, and takes time
+    last = cell.recipe.channels_last and not probing
 
     def learner(arch: Arch) -> nn.Module:
-        net = task.build("student", builder(registry, arch), task_data)
+        net = task.build("student", build(registry, arch), task_data)
         net = net.to(memory_format=torch.channels_last) if last else net  # type: ignore[call-overload]
         return net.to(device)
 
@@ -110,7 +111,7 @@ def make_run(
         arch = source.architecture
         if source.source == "pretrained" and not probing:
             arch = Arch(name=arch.name, args={**arch.args, "pretrained": True})
-        net = make_net(registry, task, arch, task_data, "teacher", derive_seed(k, "teacher"), last)
+        net = make_net(build(registry, arch), task, task_data, "teacher", derive_seed(k, "teacher"), last)
         load_teacher(k, net)
         teachers.append(_teacher_handle(k, source, net.to(device), info, probing, **where))
     return CellRun(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kdbench.engine.build import make_run, make_task, method_params, setup_method
+from kdbench.engine.build import builder, make_run, make_task, method_params, setup_method
 from kdbench.engine.build_dataset import make_dataset
-from kdbench.engine.cellspec import CellFile
+from kdbench.engine.cellspec import Arch, CellFile
 from kdbench.engine.optim import build_optimizers
 from kdbench.engine.phases import checked, optimizers_of
 from kdbench.engine.precision import Precision
@@ -19,7 +19,7 @@ from kdbench.engine.seeds import seeded
 from kdbench.engine.teachers import load_checkpoint
 from kdbench.errors import KdbenchError
 from kdbench.protocol.dataset import Dataset
-from kdbench.protocol.types import DataInfo, NotApplicable, TaskData
+from kdbench.protocol.types import Build, DataInfo, NotApplicable, TaskData
 from kdbench.registry import Registry
 
 
@@ -67,7 +67,7 @@ def check_device(name: str, precision: str) -> str | None:
     return None
 
 
-def probe(registry: Registry, cell: CellFile) -> Verdict:
+def probe(registry: Registry, cell: CellFile, build: Callable[[Registry, Arch], Build] = builder) -> Verdict:
     """Build the networks of a cell on the CPU and let the method set up, without data and weights."""
     verdict = Verdict(params=cell.params)
     try:
@@ -86,6 +86,7 @@ def probe(registry: Registry, cell: CellFile) -> Verdict:
                 Path(),
                 probing=True,
                 load_teacher=lambda k, net: _check_checkpoint(cell, k, net),
+                build=build,
             )
             method = setup_method(registry, cell, run)
             for phase in checked(method.phases(run)):

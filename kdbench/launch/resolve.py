@@ -7,11 +7,12 @@ planning a finished matrix starts no process at all.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.api import cache_dir
 from kdbench.errors import KdbenchError
@@ -19,7 +20,13 @@ from kdbench.matrix.identity import canonical_json, cell_id
 from kdbench.registry import Registry, code_digest
 from kdbench.results.store import atomic_write_json
 
+if TYPE_CHECKING:
+    from kdbench.engine.copies import Copies
+
 Answer = dict[str, Any]
+
+#: Fewest questions that are worth a process of their own.
+SMALLEST_SHARE = 16
 
 
 class Resolver:
@@ -64,6 +71,23 @@ class Resolver:
         return cell_id(json.loads(canonical_json(facts)))
 
     def _in_process(self, questions: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Ask one process for each core, or fewer where there is little to ask."""
+        cores = len(os.sched_getaffinity(0))
+        # neighbours in the list share networks, so each process gets a stretch of it
+        size = max(SMALLEST_SHARE, -(-len(questions) // cores))
+        asked = [self._start(questions[i : i + size]) for i in range(0, len(questions), size)]
+        received = [_receive(*one) for one in asked]  # all of them, before a failure of one is told
+        for process, answers in received:
+            if answers is None:
+                raise KdbenchError(
+                    f"the planning process ended with code {process.exitcode}; "
+                    "a plug-in may crash at import: try --disable-plugin"
+                )
+            if isinstance(answers, str):
+                raise KdbenchError(answers)
+        return [answer for _, answers in received for answer in answers]
+
+    def _start(self, questions: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
         from kdbench.launch.server import context
 
         ctx = context()
@@ -71,30 +95,30 @@ class Resolver:
         process = ctx.Process(target=answer_all, args=(theirs, self._disable, [dict(q) for q in questions]))
         process.start()
         theirs.close()
-        try:
-            answers = ours.recv()
-        except EOFError:
-            answers = None
-        process.join()
-        if answers is None:
-            raise KdbenchError(
-                f"the planning process ended with code {process.exitcode}; "
-                "a plug-in may crash at import: try --disable-plugin"
-            )
-        if isinstance(answers, str):
-            raise KdbenchError(answers)
-        return list(answers)
+        return process, ours
+
+
+def _receive(process: Any, connection: Any) -> tuple[Any, Any]:
+    """Return the process with its list of answers, its complaint (text), or None when it died."""
+    try:
+        answers = connection.recv()
+    except EOFError:
+        answers = None
+    process.join()
+    return process, answers
 
 
 def answer_all(connection: Any, disable: list[str], questions: list[dict[str, Any]]) -> None:
     """Entry of the planning process."""
-    import os
     import signal
+
+    from kdbench.engine.copies import Copies
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         registry = Registry.load(disable=disable)
-        result: Any = [_answer(registry, q) for q in questions]
+        nets = Copies()
+        result: Any = [_answer(registry, q, nets) for q in questions]
     except KdbenchError as e:
         result = str(e)
     except Exception as e:
@@ -104,7 +128,7 @@ def answer_all(connection: Any, disable: list[str], questions: list[dict[str, An
     os._exit(0)
 
 
-def _answer(registry: Registry, question: dict[str, Any]) -> Answer:
+def _answer(registry: Registry, question: dict[str, Any], nets: Copies) -> Answer:
     from kdbench.engine.cellspec import CellFile
     from kdbench.engine.probe import check_device, probe, resolve_method
 
@@ -120,7 +144,7 @@ def _answer(registry: Registry, question: dict[str, Any]) -> Answer:
     if question["ask"] == "method":
         return asdict(resolve_method(registry, question["name"], question["preset"], question["params"]))
     try:
-        return asdict(probe(registry, CellFile.model_validate(question["cell"])))
+        return asdict(probe(registry, CellFile.model_validate(question["cell"]), nets))
     except Exception as e:
         reason = f"{type(e).__name__}: {e}".splitlines()[0][:300]
         return {"error": f"method '{question['cell']['method']}' fails in setup: {reason}"}

@@ -89,6 +89,20 @@ def test_process_that_dies(resolver, monkeypatch):
         ask.ask([method("kd")])
 
 
+def test_questions_are_shared_out_and_answered_in_order(resolver, monkeypatch):
+    ask, asked = resolver
+    started = []
+    real = ask._start
+    monkeypatch.setattr(ask, "_start", lambda qs: started.append(len(qs)) or real(qs))
+    monkeypatch.setattr(resolve, "SMALLEST_SHARE", 2)
+    monkeypatch.setattr(resolve.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    questions = [method("kd", params={"temperature": t}) for t in range(1, 9)]
+    answers = ask.ask(questions)
+    assert started == [3, 3, 2]
+    assert asked == [8]
+    assert [a["params"]["temperature"] for a in answers] == list(range(1, 9))
+
+
 def die(connection, disable, questions):
     import os
 
