@@ -179,7 +179,11 @@ class Planner:
         answers = self._resolver.ask(questions)
         for (key, spec), answer in zip(distinct.items(), answers, strict=True):
             if answer.get("error"):
-                raise MatrixError(f"{self._loaded.where(*spec.source)}: {answer['error']}")
+                # the line of the first parameter that the message names, or else that of the method
+                named = {answer["error"].find(f" {key}: "): key for key in spec.method.params}
+                named.pop(-1, None)
+                path = (*spec.source, "params", named[min(named)]) if named else spec.source
+                raise MatrixError(f"{self._loaded.where(*path)}: {answer['error']}")
             self._methods[key] = answer
 
     def _add(self, spec: CellSpec, cells: dict[str, PlannedCell], keep: int = 0) -> PlannedCell:

@@ -245,3 +245,28 @@ def test_normalisation_has_a_value_for_each_channel(make_plan, checkpoint):
         KdbenchError, match=r"m\.yaml:\d+: .*mean and std have 1 values, 'digits' has 3 channels"
     ):
         make_plan(methods=["kd"], pairs=pairs)
+
+
+@pytest.mark.parametrize(
+    ("params", "why"),
+    [
+        ({"temperature": -1}, "temperature: Input should be greater than 0, got -1"),
+        ({"alpha": 0.5, "temperature": 0}, "temperature: Input should be greater than 0"),
+        ({"tempreature": 2}, "tempreature: unknown (did you mean 'temperature'"),
+    ],
+)
+def test_hyper_parameters_are_checked_before_any_cell(make_plan, tmp_path, params, why):
+    with pytest.raises(KdbenchError) as raised:
+        make_plan(methods=["vanilla", {"name": "kd", "params": params}])
+    key, text = why.partition(":")[0], (tmp_path / "m.yaml").read_text().splitlines()
+    (line,) = [n for n, words in enumerate(text, 1) if words.strip().startswith(f"{key}:")]
+    assert str(raised.value).startswith(f"{tmp_path}/m.yaml:{line}: method 'kd': {why}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_loaded_weights_have_no_route(make_plan, checkpoint):
+    hub = {"name": TEACHER, "pretrained": True}
+    for teacher in (checkpoint(), hub):
+        (cell,) = make_plan(methods=["rco"], pairs=[{"teacher": teacher, "student": STUDENT}]).cells
+        assert cell.status == "not_applicable"
+        assert cell.reason == "needs the training route of a teacher trained here; loaded weights have none"
