@@ -228,18 +228,12 @@ class OneSize(nn.Module):
         return self.fc(x.flatten(1))
 
 
-def test_a_network_for_one_size_is_refused_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kdbench.engine import build
-
+def test_a_network_for_one_size_is_refused_before_training(tmp_path: Path) -> None:
     def fake(registry: Any, arch: Arch) -> Callable[..., nn.Module]:
         return lambda num_classes, **facts: OneSize(num_classes) if arch.name == "one" else net_of()
 
     source = TeacherSource(architecture=Arch(name="one"), source="pretrained", ref="one")
-    cell = cell_with(source, tmp_path)
-    monkeypatch.setattr(build, "builder", fake)
-    verdict = probe(Registry.load(), cell)
+    verdict = probe(Registry.load(), cell_with(source, tmp_path), fake)
     assert verdict.reason is not None
     assert verdict.reason.startswith("teacher0 cannot take 32x32 images: ")
 
