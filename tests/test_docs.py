@@ -17,7 +17,7 @@ from kdbench.cli import VERBS
 from kdbench.matrix import expand, load_matrix
 from kdbench.matrix import recipe as recipes
 from kdbench.matrix import schema as matrices
-from kdbench.protocol.types import Opt, Phase, Tap
+from kdbench.protocol.types import Golden, Opt, Phase, Tap
 from kdbench.results import schema as records
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def test_the_records_page_has_every_status():
 
 def test_the_method_page_has_every_field():
     text = AUTHORS_GUIDE.read_text()
-    for cls in (Tap, Phase, Opt):
+    for cls in (Tap, Phase, Opt, Golden):
         for field in fields(cls):
             assert re.search(rf"^\| .*`{field.name}`.* \|", text, flags=re.M), f"{cls.__name__}.{field.name}"
 
@@ -186,6 +186,24 @@ def test_the_examples_of_the_method_page_pass_the_conformance_suite(number, chec
     made = [v for v in space.values() if isinstance(v, type) and issubclass(v, Method) and v is not Method]
     assert len(made) == 1
     check_method(made[0])
+
+
+def test_the_golden_value_of_the_method_page_is_right(monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(ROOT / "plugins/template")
+    from kdbench_example.centred_mse import centred_mse
+
+    (code,) = [c for c in blocks(AUTHORS_GUIDE, "python") if "def golden(" in c]
+    space = {"torch": torch, "centred_mse": centred_mse, "Golden": Golden, "Sequence": list}
+    exec(compile(code, AUTHORS_GUIDE.name, "exec"), space)
+    (golden,) = space["golden"].__func__(None)
+    assert float(golden.value()) == pytest.approx(golden.expected, rel=golden.rtol)
+
+
+def test_the_template_of_the_method_page_is_as_it_says():
+    folder = ROOT / "plugins/template"
+    assert all((folder / name).is_file() for name in table(sections(AUTHORS_GUIDE)["The template"]))
 
 
 def test_the_registration_of_the_method_page_works():
