@@ -110,6 +110,7 @@ def check_method(
         if setup is not None:
             report.checks.append(setup)
         else:
+            subject.start_afresh()
             _run(subject, rules, report)
     report.seconds = time.perf_counter() - began
     return report
