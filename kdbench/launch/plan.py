@@ -4,59 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdbench.engine.cellspec import Arch, CellFile, Data, TeacherSource, Timing
 from kdbench.errors import KdbenchError, MatrixError
+from kdbench.launch.places import NETWORKS, place_of, place_of_parameter, place_of_problem
+from kdbench.launch.planned import Plan, PlannedCell, look
 from kdbench.launch.resolve import Resolver
 from kdbench.matrix import CellSpec, LoadedMatrix, cell_id, expand, identity, teacher_cell, variant_label
+from kdbench.matrix.document import KeyPath
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.matrix.storage import choose_storage
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry
 from kdbench.results.schema import Labels
-from kdbench.results.store import RunFolder, read_record_dict
+from kdbench.results.store import RunFolder
 
-
-@dataclass
-class PlannedCell:
-    """One cell of the plan. `status` is a record's status, ``to run``, ``interrupted`` or ``not_applicable``."""
-
-    spec: CellSpec
-    file: CellFile
-    folder: Path
-    status: str = "to run"
-    reason: str | None = None
-    after: list[str] = field(default_factory=list)
-    stale: bool = False
-
-    @property
-    def id(self) -> str:
-        return self.file.cell_id
-
-    @property
-    def label(self) -> str:
-        """Short text for people: variant, pair and seed."""
-        names = self.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
-        return f"{names.variant} | {names.pair} | {names.dataset} | seed {names.seed}{role}"
-
-
-@dataclass
-class Plan:
-    """All cells, teachers first."""
-
-    matrix: LoadedMatrix
-    run: RunFolder
-    cells: list[PlannedCell]
-    warnings: list[str]
-
-    def counts(self) -> Counter[str]:
-        return Counter(c.status for c in self.cells)
+__all__ = ["Plan", "PlannedCell", "Planner"]
 
 
 class Planner:
@@ -88,49 +54,29 @@ class Planner:
         planned = list(cells.values())
         planned.sort(key=lambda c: c.spec.role != "teacher")
         self._probe(planned)
+        planned = _without_idle_teachers(planned)
         for cell in planned:
             if cell.status != "not_applicable":
-                self._look(cell)
+                look(cell, self._registry)
         return Plan(self._loaded, self._run, planned, list(expansion.warnings))
 
     def _check_names(self, specs: Sequence[CellSpec]) -> None:
         for spec in specs:
-            wanted = [("tasks", spec.task, ("task",)), ("methods", spec.method.name, spec.source)]
-            wanted.append(("architectures", spec.student.name, ("pairs",)))
-            if spec.teacher is not None:
-                wanted.append(("architectures", spec.teacher.name, ("pairs",)))
-            if spec.assistant is not None:
-                wanted.append(("architectures", spec.assistant.name, ("pairs",)))
-            wanted.append(("datasets", spec.dataset.name, ("datasets",)))
-            wanted += [("evaluators", name, ("evaluators",)) for name in spec.evaluators]
-            for kind, name, path in wanted:
+            wanted = [("tasks", spec.task), ("methods", spec.method.name)]
+            nets = (spec.student, spec.teacher, spec.assistant)
+            wanted += [("architectures", net.name) for net in nets if net is not None]
+            wanted += [("datasets", spec.dataset.name), *(("evaluators", name) for name in spec.evaluators)]
+            for kind, name in wanted:
                 try:
                     self._registry.get(kind, name)
                 except KdbenchError as e:
-                    raise MatrixError(f"{self._loaded.where(*self._find(path, name))}: {e}") from e
+                    raise MatrixError(f"{self._loaded.where(*self._place(spec, kind, name))}: {e}") from e
 
-    def _find(self, path: tuple[Any, ...], name: str) -> tuple[Any, ...]:
-        """Return the key path of the list item under `path` that mentions `name`."""
-        raw: Any = json.loads(self._loaded.matrix.model_dump_json())
-        for key in path:
-            raw = raw[key] if isinstance(raw, (list, dict)) and (key in raw or isinstance(key, int)) else None
-        if isinstance(raw, list):
-            for i, item in enumerate(raw):
-                if f'"{name}"' in json.dumps(item):
-                    return (*path, i)
-        return path
-
-    def _culprit(self, spec: CellSpec, message: str) -> tuple[Any, ...]:
-        """Return the key path of what a message is about: an architecture that it names, or the method."""
-        for arch in (spec.student, spec.teacher, spec.assistant):
-            if arch is None:
-                continue
-            if any(f"'{name}'" in message for name in (arch.name, arch.name.rpartition(":")[2])):
-                for key in ("pairs", "teachers", "students"):
-                    path = self._find((key,), arch.name)
-                    if len(path) > 1:
-                        return path
-        return spec.source
+    def _place(self, spec: CellSpec, kind: str, name: str) -> KeyPath:
+        if kind == "methods":
+            return spec.source
+        keys = {"tasks": ("task",), "architectures": NETWORKS, "datasets": ("datasets", "include")}
+        return place_of(self._loaded, keys.get(kind, (kind,)), name)
 
     def _describe_datasets(self, specs: Sequence[CellSpec]) -> None:
         from kdbench.engine.build_dataset import make_dataset
@@ -139,7 +85,7 @@ class Planner:
             key = _dataset_key(spec)
             if key in self._infos:
                 continue
-            where = self._loaded.where(*self._find(("datasets",), spec.dataset.name))
+            where = self._loaded.where(*self._place(spec, "datasets", spec.dataset.name))
             try:
                 dataset = make_dataset(self._registry, spec.dataset.name, spec.dataset.args)
                 info = dataset.describe()
@@ -179,11 +125,8 @@ class Planner:
         answers = self._resolver.ask(questions)
         for (key, spec), answer in zip(distinct.items(), answers, strict=True):
             if answer.get("error"):
-                # the line of the first parameter that the message names, or else that of the method
-                named = {answer["error"].find(f" {key}: "): key for key in spec.method.params}
-                named.pop(-1, None)
-                path = (*spec.source, "params", named[min(named)]) if named else spec.source
-                raise MatrixError(f"{self._loaded.where(*path)}: {answer['error']}")
+                where = self._loaded.where(*place_of_parameter(spec, answer["error"]))
+                raise MatrixError(f"{where}: {answer['error']}")
             self._methods[key] = answer
 
     def _add(self, spec: CellSpec, cells: dict[str, PlannedCell], keep: int = 0) -> PlannedCell:
@@ -225,16 +168,14 @@ class Planner:
         arch = Arch(name=teacher.name, args=dict(teacher.args))
         if teacher.checkpoint is not None:
             path = Path(teacher.checkpoint).expanduser()
-            digest = self._hash(path)
+            where = self._loaded.where(*self._place(spec, "architectures", teacher.name))
+            digest = self._hash(path, where)
             if teacher.sha256 is not None and teacher.sha256.lower() != digest:
-                raise MatrixError(
-                    f"{self._loaded.where('pairs')}: {path}: sha256 is {digest}, "
-                    f"the matrix expects {teacher.sha256}"
-                )
+                raise MatrixError(f"{where}: {path}: sha256 is {digest}, the matrix expects {teacher.sha256}")
             channels = self._infos[_dataset_key(spec)].in_chans
             if teacher.mean is not None and len(teacher.mean) != channels:
                 raise MatrixError(
-                    f"{self._loaded.where('pairs')}: the teacher's mean and std have {len(teacher.mean)} values, "
+                    f"{where}: the teacher's mean and std have {len(teacher.mean)} values, "
                     f"'{spec.dataset.label}' has {channels} channels"
                 )
             source = TeacherSource(
@@ -257,14 +198,13 @@ class Planner:
             trained = self._trained[key] = self._add(alone, cells, keep=route)
         return TeacherSource(architecture=arch, source="cell", ref=trained.id), trained.id
 
-    def _hash(self, path: Path) -> str:
+    def _hash(self, path: Path, where: str) -> str:
         key = str(path)
         if key not in self._digests:
             try:
                 with path.open("rb") as f:
                     self._digests[key] = hashlib.file_digest(f, "sha256").hexdigest()
             except OSError as e:
-                where = self._loaded.where("pairs")
                 raise MatrixError(
                     f"{where}: {path}: cannot read the teacher's checkpoint ({e.strerror or e})"
                 ) from e
@@ -349,43 +289,17 @@ class Planner:
         for group, answer in zip(groups.values(), answers, strict=True):
             spec = group[0].spec
             if answer.get("error"):
-                where = self._loaded.where(*self._culprit(spec, answer["error"]))
+                where = self._loaded.where(*place_of_problem(self._loaded, spec, answer["error"]))
                 raise MatrixError(f"{where}: {answer['error']}")
             for cell in group:
                 if answer.get("reason"):
                     cell.status, cell.reason = "not_applicable", answer["reason"]
 
-    def _look(self, cell: PlannedCell) -> None:
-        """Take the cell's status from what is on disk."""
-        path = cell.folder / "result.json"
-        if path.exists():
-            try:
-                record = read_record_dict(path)
-            except KdbenchError as e:
-                cell.reason = f"its record cannot be read and is set aside: {e}"
-                return
-            cell.status = record["status"]
-            cell.reason = (record.get("error") or {}).get("message")
-            cell.stale = _stale(record, self._registry, cell.file)
-            if cell.status == "done" and not self._artifacts(cell):
-                cell.status, cell.reason = "to run", "its weights or route are needed again"
-        elif (cell.folder / "checkpoint.safetensors").exists():
-            cell.status = "interrupted"
 
-    def _artifacts(self, cell: PlannedCell) -> bool:
-        if cell.spec.role != "teacher" and not cell.file.keep_epochs:
-            return True
-        route = cell.folder / "route"
-        names = [route / f"epoch-{e:04d}.safetensors" for e in cell.file.keep_epochs]
-        return all(p.exists() for p in [cell.folder / "model.safetensors", *names])
-
-
-def _stale(record: Mapping[str, Any], registry: Registry, file: CellFile) -> bool:
-    from kdbench.registry import code_digest
-
-    seen = (record.get("plugins") or {}).get("method") or {}
-    now = code_digest(registry.get("methods", file.method).entry.target)
-    return bool(seen.get("code")) and now is not None and seen["code"] != now
+def _without_idle_teachers(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """Drop the teachers of nothing but cells that cannot be."""
+    wanted = {teacher for cell in cells if cell.status != "not_applicable" for teacher in cell.after}
+    return [cell for cell in cells if cell.spec.role != "teacher" or cell.id in wanted]
 
 
 def _dataset_key(spec: CellSpec) -> str:

@@ -7,7 +7,7 @@ from factories import make_record
 from matrices import DIGITS, RECIPE, STUDENT, TEACHER, write_matrix
 
 from kdbench.errors import KdbenchError
-from kdbench.launch import plan as plan_module
+from kdbench.launch import planned
 from kdbench.launch.plan import Planner
 from kdbench.matrix import load_matrix
 from kdbench.registry import Registry
@@ -148,10 +148,8 @@ def test_other_code_of_the_method_is_seen(make_plan, monkeypatch):
     (cell.folder / "result.json").write_text(json.dumps(record))
     (seen,) = make_plan(methods=["vanilla"]).cells
     assert (seen.status, seen.stale) == ("done", True)
-    import kdbench.registry
-
-    monkeypatch.setattr(kdbench.registry, "code_digest", lambda target: "0" * 16)
-    assert plan_module._stale(record, Registry.load(), cell.file) is False
+    monkeypatch.setattr(planned, "code_digest", lambda target: "0" * 16)
+    assert planned.stale(record, Registry.load(), cell.file) is False
 
 
 def test_only(make_plan):
@@ -198,6 +196,27 @@ def test_an_assistant_is_part_of_the_cells_that_need_it_and_of_no_other(make_pla
 def test_a_pair_without_an_assistant(make_plan):
     cell = next(c for c in make_plan(methods=["takd"]).cells if c.file.method == "takd")
     assert (cell.status, cell.reason) == ("not_applicable", "needs a pair with an assistant")
+
+
+def test_a_teacher_of_nothing_that_can_be_is_not_trained(make_plan):
+    assert [c.file.method for c in make_plan(methods=["takd"]).cells] == ["takd"]
+    assert [c.file.method for c in make_plan(methods=["takd", "kd"]).cells] == ["vanilla", "takd", "kd"]
+
+
+def test_lines_of_what_stands_under_include_or_teachers(make_plan, tmp_path):
+    def line(word, **overrides):
+        with pytest.raises(KdbenchError) as raised:
+            make_plan(methods=["kd"], **overrides)
+        text = (tmp_path / "m.yaml").read_text().splitlines()
+        at = int(str(raised.value).removeprefix(f"{tmp_path}/m.yaml:").partition(":")[0])
+        assert word in "".join(text[at - 1 : at + 3])
+
+    line("resnet9", include=[{"student": STUDENT, "assistant": "resnet9", "seed": 7}])
+    line("resnet9", pairs=None, teachers=[TEACHER], students=[STUDENT, "resnet9"])
+    line("digitz", include=[{"dataset": "digitz"}])
+    line(
+        "missing.pt", pairs=None, teachers=[{"name": TEACHER, "checkpoint": "missing.pt"}], students=[STUDENT]
+    )
 
 
 def test_unknown_assistant_comes_with_file_and_line(make_plan, tmp_path):

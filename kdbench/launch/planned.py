@@ -1,0 +1,85 @@
+"""A planned cell, the plan, and what is on disk of a cell already."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdbench.engine.cellspec import CellFile
+from kdbench.errors import KdbenchError
+from kdbench.matrix import CellSpec, LoadedMatrix
+from kdbench.registry import Registry, code_digest
+from kdbench.results.store import RunFolder, read_record_dict
+
+
+@dataclass
+class PlannedCell:
+    """One cell of the plan. `status` is a record's status, ``to run``, ``interrupted`` or ``not_applicable``."""
+
+    spec: CellSpec
+    file: CellFile
+    folder: Path
+    status: str = "to run"
+    reason: str | None = None
+    after: list[str] = field(default_factory=list)
+    stale: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.file.cell_id
+
+    @property
+    def label(self) -> str:
+        """Short text for people: variant, pair and seed."""
+        names = self.file.labels
+        role = " (teacher)" if names.role == "teacher" else ""
+        return f"{names.variant} | {names.pair} | {names.dataset} | seed {names.seed}{role}"
+
+
+@dataclass
+class Plan:
+    """All cells, teachers first."""
+
+    matrix: LoadedMatrix
+    run: RunFolder
+    cells: list[PlannedCell]
+    warnings: list[str]
+
+    def counts(self) -> Counter[str]:
+        return Counter(c.status for c in self.cells)
+
+
+def look(cell: PlannedCell, registry: Registry) -> None:
+    """Take the cell's status from what is on disk."""
+    path = cell.folder / "result.json"
+    if path.exists():
+        try:
+            record = read_record_dict(path)
+        except KdbenchError as e:
+            cell.reason = f"its record cannot be read and is set aside: {e}"
+            return
+        cell.status = record["status"]
+        cell.reason = (record.get("error") or {}).get("message")
+        cell.stale = stale(record, registry, cell.file)
+        if cell.status == "done" and not _has_artifacts(cell):
+            cell.status, cell.reason = "to run", "its weights or route are needed again"
+    elif (cell.folder / "checkpoint.safetensors").exists():
+        cell.status = "interrupted"
+
+
+def stale(record: Mapping[str, Any], registry: Registry, file: CellFile) -> bool:
+    """Whether other code of the method's plug-in made the record."""
+    seen = (record.get("plugins") or {}).get("method") or {}
+    now = code_digest(registry.get("methods", file.method).entry.target)
+    return bool(seen.get("code")) and now is not None and seen["code"] != now
+
+
+def _has_artifacts(cell: PlannedCell) -> bool:
+    if cell.spec.role != "teacher" and not cell.file.keep_epochs:
+        return True
+    route = cell.folder / "route"
+    names = [route / f"epoch-{e:04d}.safetensors" for e in cell.file.keep_epochs]
+    return all(p.exists() for p in [cell.folder / "model.safetensors", *names])
