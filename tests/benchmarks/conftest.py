@@ -21,9 +21,14 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info.update(seen)
 
 
+#: What is stored of a benchmark's statistics (seconds), beside its extra_info.
+_KEPT = ("min", "median", "iqr", "max", "rounds")
+
+
 def pytest_benchmark_update_json(config, benchmarks, output_json):
     """Leave out the seconds of each round, reprs of parameters, and the state of the working tree."""
     output_json["commit_info"] = {}
-    for one in benchmarks:
-        one["stats"].pop("data", None)
+    for one in output_json["benchmarks"]:
+        one["stats"] = {key: one["stats"][key] for key in _KEPT}
+        one["options"] = {"timer": one["options"]["timer"]}
         one.pop("params", None)

@@ -73,12 +73,11 @@ def same_formula(pair, device):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_loss(benchmark, case, size, device, registry):
-    where = torch.device(device)
+    where, benchmark.group = torch.device(device), f"{size} {device}"
     pair = Comparison(registry, case, SIZES[size], device)
     ours, plain = synchronised(pair.ours, where), synchronised(pair.plain, where)
     ours_bytes, plain_bytes = same_formula(pair, where)
     turns = in_turns(benchmark, ours, plain, TIMERS[device])
-    benchmark.group = f"{size} {device}"
     benchmark.extra_info |= {
         "ratio": round(turns.ratio, 3),
         "fastest_ratio": round(turns.fastest_ratio, 3),
@@ -95,13 +94,12 @@ def test_step_of_crd(benchmark, device, registry):
 
     The networks are the thinnest pair of the CIFAR tables, which leaves CRD the least to hide behind.
     """
-    where = torch.device(device)
+    where, benchmark.group = torch.device(device), f"steps {device}"
     crd, fitnet = (Stepper(registry, name, "resnet56", "resnet20", device) for name in ("crd", "fitnet"))
     assert (crd.method.k, crd.method.n_data) == (16_384, 50_000)
     ours, other = synchronised(crd.step, where), synchronised(fitnet.step, where)
     ours()
     turns = in_turns(benchmark, ours, other, TIMERS[device])
-    benchmark.group = f"steps {device}"
     benchmark.extra_info |= {
         "ratio": round(turns.ratio, 3),
         "fastest_ratio": round(turns.fastest_ratio, 3),

@@ -236,3 +236,34 @@ def test_limits_are_stratified_and_seeded(kdbench, tiny_matrix):
     assert sorted(r["cost"]["steps"] for r in records(run).values())[0] < max(
         r["cost"]["steps"] for r in records(run).values()
     )
+
+
+def test_dry_run_tells_why_cells_cannot_be(kdbench, tiny_matrix):
+    """The reasons stand in the plan, one a method, and nothing is trained or written."""
+    reasons = {
+        "ofd": "needs a teacher whose stages end in an activation",
+        "fsp": "needs equal channel counts",
+        "rkd": "needs batches of at least 3",
+        "timm-token": "needs a student with a distillation head",
+    }
+    matrix = tiny_matrix(
+        "reasons",
+        methods=["kd", *reasons],
+        pairs=[{"teacher": "timm:test_convnext", "student": "timm:test_efficientnet"}],
+        recipe={**RECIPE, "batch_size": 2},
+    )
+    done = kdbench("run-matrix", matrix, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    for reason in reasons.values():
+        assert text.count(reason) == 1
+    assert not (kdbench.cwd / "runs").exists()
+
+
+def test_hyper_parameter_out_of_range(kdbench, tiny_matrix):
+    matrix = tiny_matrix("range", methods=["kd", {"name": "crd", "params": {"temperature": 0}}])
+    line = error_line(kdbench.run(matrix))
+    assert f"{matrix}:" in line
+    assert "'crd'" in line
+    assert "temperature" in line
+    assert not (kdbench.cwd / "runs").exists()
