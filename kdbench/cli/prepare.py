@@ -16,9 +16,19 @@ import click
     "--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable."
 )
 @click.option("--data-only", is_flag=True, help="Fetch data, train nothing.")
-@click.option("--workers", type=click.IntRange(min=1))
-@click.option("--device", default="auto", show_default=True)
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Teachers at a time (default: one per core, or GPU)."
+)
+@click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where teachers train."
+)
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of run folders.",
+)
 @click.pass_obj
 def prepare(
     settings: Any,

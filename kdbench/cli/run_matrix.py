@@ -29,9 +29,28 @@ if TYPE_CHECKING:
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Cells at a time (default: one per core, or GPU)."
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
-@click.option("--launcher", default="local", show_default=True)
-@click.option("--sink", "sinks", multiple=True, default=("mlflow",), show_default=True, metavar="mlflow|none")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda",
+    help="Where cells run; auto: on GPUs where there are any.",
+)
+@click.option(
+    "--launcher",
+    default="local",
+    show_default=True,
+    help="What runs the cells; see `kdbench list launchers`.",
+)
+@click.option(
+    "--sink",
+    "sinks",
+    multiple=True,
+    default=("mlflow",),
+    show_default=True,
+    metavar="mlflow|none",
+    help="Where results go beside the run folder; may be repeated. none: nowhere, `kdbench sync` does it later.",
+)
 @click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
 @click.option(
     "--runs",

@@ -11,7 +11,9 @@ import click
 @click.command("ui")
 @click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."
+)
 def ui(tracking_uri: str | None, host: str, port: int) -> None:
     """Serve MLflow's web page until Ctrl-C; for a tracking server, say where it is."""
     from kdbench.results.tracking import redact, resolve_uri

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench_methods._golden import BY_FORMULA, fixed_batch, fixed_run
 
 
 class TAKD(Method):
@@ -49,6 +50,17 @@ class TAKD(Method):
     @classmethod
     def requires(cls, params: Params) -> Needs:
         return Needs(assistants=int(params.assistant == "pair"), capabilities=cls.needs.capabilities)
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        def value() -> Tensor:
+            run = fixed_run()
+            parts = cls().descend(run.student.out, run.teacher.out, fixed_batch(), run)
+            return torch.stack(list(parts.values())).sum()
+
+        return [
+            Golden("0.1·L_task + 0.9·T²·KL at T = 4, one pair of the chain", value, 0.4040801, BY_FORMULA)
+        ]
 
     def setup(self, run: Run) -> None:
         make = run.new_student if self.hp.assistant == "student" else run.new_assistant
