@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
+from on_pairs import ON_PAIRS
 from pydantic import ValidationError
 
 from kdbench.api import KdbenchError, Method, MethodParams
@@ -39,8 +40,9 @@ class TestLogitEntry:
             cls.Params(no_such_key=1)
 
     def test_conformance(self, entry):
+        # the students of token distillation have a head of their own for the teacher
         student = "deit_tiny_distilled_patch16_224" if entry.name == "timm-token" else "test_vit"
-        report = check_method(load(entry), student=f"timm:{student}")
+        report = check_method(load(entry), student=f"timm:{student}", only=ON_PAIRS)
         assert report.failures() == []
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from on_pairs import ON_PAIRS
 from pydantic import ValidationError
 
 from kdbench.errors import KdbenchError
@@ -15,7 +16,7 @@ from kdbench.registry import Registry
 from kdbench.testing import check_method
 from kdbench_methods._entries_features import METHODS
 
-PAIRS = [("test_resnet", "test_resnet"), ("test_resnet", "test_vit"), ("test_vit", "test_resnet")]
+PAIRS = [("test_resnet", "test_vit"), ("test_vit", "test_resnet")]
 #: Never put on arXiv, as far as could be found.
 NOT_ON_ARXIV = {"fsp", "srrl"}
 VARIANTS = [
@@ -70,11 +71,11 @@ class TestEntry:
     @pytest.mark.parametrize(("teacher", "student"), PAIRS)
     def test_conformance(self, entry, teacher, student, registry):
         options = {"teacher": f"timm:{teacher}", "student": f"timm:{student}", "registry": registry}
-        if entry.name == "fsp" and teacher != student:
+        if entry.name == "fsp":
             with pytest.raises(KdbenchError, match="equal channel counts, stage widths are"):
                 check_method(load("fsp"), **options)
             return
-        report = check_method(load(entry.name), **options)
+        report = check_method(load(entry.name), only=ON_PAIRS, **options)
         assert report.passed, report.failures()
 
 
@@ -83,7 +84,12 @@ def test_conformance_of_variants(name, params, registry):
     # the last map of test_resnet is 1x1 here, which ft's energies refuse
     student = "timm:test_vit" if name == "ft" else "timm:test_resnet"
     report = check_method(
-        load(name), params=params, teacher="timm:test_vit", student=student, registry=registry
+        load(name),
+        params=params,
+        teacher="timm:test_vit",
+        student=student,
+        registry=registry,
+        only=(*ON_PAIRS, "overfits a batch", "other networks"),
     )
     assert report.passed, report.failures()
 
