@@ -116,10 +116,14 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodEntry(Entry):
-    """A distillation method; target: a subclass of :class:`kdbench.api.Method`."""
+    """A distillation method; target: a subclass of :class:`kdbench.api.Method`.
+
+    `check_student` is the architecture that the conformance suite tries it on, where the usual one cannot serve.
+    """
 
     paper: str = ""
     needs: Needs = field(default_factory=Needs)
+    check_student: str = "timm:test_resnet"
 
 
 @dataclass(frozen=True, kw_only=True)

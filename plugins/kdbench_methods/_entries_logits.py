@@ -106,5 +106,6 @@ METHODS = (
         version="1",
         tags=("logits", "timm", "transformer"),
         needs=Needs(capabilities=_LOGITS),
+        check_student="timm:deit_tiny_distilled_patch16_224",
     ),
 )

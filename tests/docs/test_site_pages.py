@@ -69,6 +69,17 @@ def test_a_page_has_all_that_the_method_tells(items, pages):
             assert f"https://arxiv.org/abs/{arxiv}" in pages[f"methods/{name}.md"]
 
 
+def test_a_page_tells_what_the_pair_must_have(items, pages):
+    """Whoever copies the lines of a page gets cells that run."""
+    assert {n for n, i in items.items() if i.entry.needs.assistants} == {"takd"}
+    for item in items.values():
+        page, needs = pages[f"methods/{item.name}.md"], item.entry.needs
+        lines = page.partition("```yaml")[2].partition("```")[0]
+        assert ("assistant:" in lines) == bool(needs.assistants), item.name
+        assert ("a teacher from a file has none" in page) == bool(needs.route), item.name
+        assert (f"it does so {needs.teachers} times" in page) == (needs.teachers > 1), item.name
+
+
 def test_the_tables_of_all_pages_are_whole(pages):
     for name, page in pages.items():
         width = None

@@ -111,7 +111,7 @@ def _facts(item: Registered, method: Any) -> str:
 
 
 def _terms(method: Any) -> str:
-    """Return the public functions beside the class: the terms that its docstring names."""
+    """Return the public functions beside the class: terms that its docstring names, and their helpers."""
     module = sys.modules[method.__module__]
     functions = [
         (name, thing)
@@ -122,7 +122,7 @@ def _terms(method: Any) -> str:
     for name, function in functions:
         arguments = ", ".join(_argument(p) for p in inspect.signature(function).parameters.values())
         text += f"### {escape(name)}\n\n{code(f'{name}({arguments})')}\n\n{docstring(function.__doc__)}\n"
-    return f"## Terms\n\nFunctions of the same file, one for each term.\n\n{text}" if text else ""
+    return f"## Functions\n\nTerms of the loss and helpers, from the same file.\n\n{text}" if text else ""
 
 
 def _argument(parameter: inspect.Parameter) -> str:
@@ -134,12 +134,37 @@ def _argument(parameter: inspect.Parameter) -> str:
 def _how_to_run(item: Registered, method: Any) -> str:
     choices: list[Any] = [item.name]
     choices += [{"name": item.name, "preset": preset} for preset in list(method.presets)[:1]]
-    lines = yaml.safe_dump({"methods": choices}, sort_keys=False, default_flow_style=None).strip()
+    needs = item.entry.needs  # type: ignore[attr-defined]
+    matrix: dict[str, Any] = {"methods": choices}
+    if needs.assistants:
+        matrix["pairs"] = [{"teacher": "resnet56", "student": "resnet8x4", "assistant": "resnet20"}]
+    lines = yaml.safe_dump(matrix, sort_keys=False, default_flow_style=None).strip()
+    remarks = "".join(f"{remark}\n\n" for remark in _remarks(needs))
     return (
-        f"In a [matrix file](../reference/matrix.md):\n\n```yaml\n{lines}\n```\n\n"
+        f"In a [matrix file](../reference/matrix.md):\n\n```yaml\n{lines}\n```\n\n{remarks}"
         "What it is on this machine, and whether it is sound:\n\n"
         f"```\nkdbench show method {item.name}\nkdbench check-method {item.name}\n```\n"
     )
+
+
+def _remarks(needs: Any) -> list[str]:
+    """Return what the user must give beside the method's name, a sentence each."""
+    out = []
+    if needs.assistants:
+        out.append(
+            "The pair must name an `assistant`, an architecture of a size between teacher and student."
+        )
+    if needs.route:
+        out.append(
+            "The teacher must be one that kdbench trains in the same matrix, where it keeps the checkpoints "
+            "that the method needs; a teacher from a file has none."
+        )
+    if needs.teachers > 1:
+        out.append(
+            f"The teacher must be one that kdbench trains: it does so {needs.teachers} times, with different "
+            "seeds. A teacher from a file is only one."
+        )
+    return out
 
 
 def _parameters(method: Any) -> str:
