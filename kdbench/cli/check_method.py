@@ -13,6 +13,7 @@ from kdbench.cli._table import print_json, print_table
 @click.command("check-method")
 @click.argument("name")
 @click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="Hyper-parameter; repeatable.")
+@click.option("--preset", default=None, metavar="NAME", help="A preset of the method; --param goes over it.")
 @click.option("--teacher", default="timm:test_resnet", show_default=True, help="Architecture of teachers.")
 @click.option("--student", default="timm:test_resnet", show_default=True, help="Architecture of the student.")
 @click.option("--check", "only", multiple=True, metavar="CHECK", help="Run this check only; repeatable.")
@@ -22,6 +23,7 @@ def check_method(
     settings: Any,
     name: str,
     params: tuple[str, ...],
+    preset: str | None,
     teacher: str,
     student: str,
     only: tuple[str, ...],
@@ -33,7 +35,15 @@ def check_method(
     values = dict(_parsed(item) for item in params)
     from kdbench.testing import check_method as check
 
-    report = check(name, params=values, teacher=teacher, student=student, only=only, registry=registry)
+    report = check(
+        name,
+        params=values,
+        preset=preset,
+        teacher=teacher,
+        student=student,
+        only=only,
+        registry=registry,
+    )
     if as_json:
         print_json(report.as_dict())
     else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.batchnorm import batch_statistics
 from kdbench.engine.branch import branch
+from kdbench.engine.contract import check_total
 from kdbench.engine.divergence import Terms
 from kdbench.engine.handle import NetHandle
 from kdbench.engine.optim import Driven
@@ -144,6 +145,7 @@ class CellRun:
             raise ValueError(
                 f"no optimizer named '{unknown[0]}' in this phase; there are {sorted(self.optimizers)}"
             )
+        check_total(loss)
         chosen = [self.optimizers[n] for n in (names or self.optimizers)]
         for driven in chosen:
             driven.optimizer.zero_grad(set_to_none=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdbench.engine.normalise import Normalisation
 from kdbench.engine.taps import Site, deliver, feature_info, resolution_stages, resolve
 from kdbench.engine.trace import Trace, is_batchnorm, trace
-from kdbench.protocol.types import NotApplicable, Out, Tap
+from kdbench.protocol.types import Feats, NotApplicable, Out, Tap
 
 
 class NetHandle:
@@ -22,6 +22,7 @@ class NetHandle:
         self, name: str, net: nn.Module, *, image_size: int, in_chans: int, device: torch.device
     ) -> None:
         self.name = name
+        self._owner = _owner(name)
         self.net = net
         self._size = (in_chans, image_size, image_size)
         self._device = device
@@ -42,7 +43,10 @@ class NetHandle:
         pooled: list[Tensor] = []
         with self._hooked(sites.values(), raw, pooled):
             logits = self.net(x)
-        feats = {t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in sites.items()}
+        feats = Feats(
+            {t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in sites.items()}
+        )
+        feats.owner = self._owner
         return Out(logits, feats, pooled[0].flatten(1) if pooled else None)
 
     def want(self, *taps: Tap) -> None:
@@ -151,6 +155,16 @@ class NetHandle:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _owner(name: str) -> str:
+    """Return how a method reaches the handle of this name."""
+    if name == "student":
+        return "run.student"
+    number = name.removeprefix("teacher")
+    if number != name and number.isdecimal():
+        return "run.teacher" if number == "0" else f"run.teachers[{number}]"
+    return f"handle '{name}'"
 
 
 def _watch(module: nn.Module, sites: Sequence[Site], raw: dict[tuple[str, int, str], Tensor]) -> list[Any]:

@@ -12,6 +12,7 @@ import torch
 
 from kdbench.engine.checkpoint import load_state, save_state
 from kdbench.engine.context import CellRun
+from kdbench.engine.contract import check_parts, loss_checked
 from kdbench.engine.divergence import Diverged, check_metrics, check_terms, check_weights
 from kdbench.engine.optim import build_optimizers
 from kdbench.engine.phases import checked, epochs_of, optimizers_of
@@ -85,9 +86,10 @@ class Loop:
             # cut after the last epoch and before the record: only what was trained has to come back
             self._restore_nets(resumed)
             self._restore_rng(resumed)
-        for number in range(self.at.phase, len(self.phases)):
-            self._train_phase(number, resumed)
-            resumed = None
+        with loss_checked(self.method):
+            for number in range(self.at.phase, len(self.phases)):
+                self._train_phase(number, resumed)
+                resumed = None
         return self.at
 
     def _train_phase(self, number: int, resumed: dict[str, Any] | None) -> None:
@@ -161,7 +163,9 @@ class Loop:
 
     def _step(self, step_fn: Any, batch: Batch | None, phase: Phase) -> Mapping[str, torch.Tensor]:
         try:
-            return step_fn(batch, self.run)  # type: ignore[no-any-return]
+            parts: Mapping[str, torch.Tensor] = step_fn(batch, self.run)
+            check_parts(parts, step_fn)
+            return parts
         except (NotApplicable, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as e:

@@ -35,13 +35,33 @@ class Tap:
     fmt: Literal["nchw", "tokens", "raw"] = "nchw"
 
 
+class NotAsked(KeyError):
+    """A feature is read that nobody asked for."""
+
+    def __str__(self) -> str:  # KeyError shows the repr of its argument
+        return str(self.args[0])
+
+
+class Feats(dict[Tap, "Tensor"]):
+    """Features by tap; `owner` is how a method reaches the handle, for the error of a missing one."""
+
+    owner = "the handle"
+
+    def __missing__(self, tap: Any) -> Tensor:
+        asked = ", ".join(map(repr, self)) or "nothing"
+        raise NotAsked(
+            f"{tap!r} was not asked for: call {self.owner}.want(tap) in setup(); asked for: {asked}"
+        )
+
+
 @dataclass
 class Out:
     """Result of one forward pass of a handle.
 
     Attributes:
         logits: (B, K).
-        feats: requested taps; each has its gradient path unless the pass was without gradient.
+        feats: requested taps; each has its gradient path unless the pass was without gradient. A handle gives
+            :class:`Feats`, which raises :class:`NotAsked` for another tap.
         pooled: (B, D), the input of the classifier, or None where the model has no such tensor.
     """
 

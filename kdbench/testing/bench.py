@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.build import builder, make_task, prepare_method
-from kdbench.engine.build_dataset import validated
+from kdbench.engine.build import builder, make_task, method_params, prepare_method
 from kdbench.engine.cellspec import Arch
 from kdbench.engine.context import CellRun
 from kdbench.engine.evaluation import evaluate_all
@@ -71,7 +70,7 @@ class Case:
 
 
 class Bench:
-    """Makes fresh, equal runs of one method."""
+    """Makes fresh, equal runs of one method; `name` is what errors call it."""
 
     def __init__(
         self,
@@ -82,11 +81,14 @@ class Bench:
         teacher: str,
         student: str,
         task: str = "classification",
+        name: str = "",
+        preset: str | None = None,
     ) -> None:
         self.registry, self.cls = registry, cls
-        # the preset "check", where a method has one, makes its costly defaults small
-        merged = {**cls.presets.get("check", {}), **params}
-        self.params = validated(cls.Params, merged, f"method '{cls.__name__}'")
+        # the preset "check", where a method has one, makes its costly defaults small; a named one goes over it
+        named = cls.presets.get(preset, {}) if preset is not None else {}
+        small = {key: value for key, value in cls.presets.get("check", {}).items() if key not in named}
+        self.params = method_params(cls, name or cls.__name__, preset, {**small, **params})
         self.needs = cls.requires(self.params)
         self.teacher, self.student, self._task_name = teacher, student, task
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from kdbench.engine.contract import ContractError
 from kdbench.engine.loop import Diverged
 from kdbench.errors import KdbenchError, did_you_mean
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import NotApplicable
 from kdbench.registry import Registry
 from kdbench.testing.bench import Bench
-from kdbench.testing.checks import ENTRY, FIRST, LEARNS, RULES, Rule
+from kdbench.testing.checks import ENTRY, FIRST, RULES, Rule
 from kdbench.testing.process import untouched
 from kdbench.testing.trial import Failed, Subject, raised
 
@@ -72,6 +73,7 @@ def check_method(
     method: str | type[Method],
     *,
     params: Mapping[str, Any] | None = None,
+    preset: str | None = None,
     teacher: str = "timm:test_resnet",
     student: str = "timm:test_resnet",
     only: Collection[str] = (),
@@ -83,7 +85,8 @@ def check_method(
 
     Args:
         method: a registered name, or a subclass of ``Method``.
-        params: hyper-parameters (default: the method's own).
+        params: hyper-parameters (default: the method's own), over those of the preset.
+        preset: one of the method's presets.
         teacher, student: architectures to try it on.
         only: names of checks (default: all). The first one, "finite losses", always runs.
 
@@ -91,8 +94,8 @@ def check_method(
         A report; ``report.passed`` is true when every check passed.
 
     Raises:
-        KdbenchError: for an unknown name, bad hyper-parameters, an unknown check, or a pair that the
-            method refuses.
+        KdbenchError: for an unknown name, preset or check, bad hyper-parameters, networks that cannot be
+            built, or a pair that the method refuses.
     """
     began = time.perf_counter()
     registry = registry or Registry.load()
@@ -100,7 +103,7 @@ def check_method(
     rules = _chosen((*RULES, ENTRY) if named else RULES, only)
     cls: type[Method] = registry.get("methods", method).load() if isinstance(method, str) else method
     name = method if isinstance(method, str) else cls.__name__
-    bench = Bench(registry, cls, params or {}, teacher=teacher, student=student)
+    bench = Bench(registry, cls, params or {}, teacher=teacher, student=student, name=name, preset=preset)
     report = Report(name, teacher, student)
     subject = Subject(bench, name if named else None)
     with untouched():
@@ -117,10 +120,18 @@ def check_method(
 
 
 def _sets_up(bench: Bench, name: str) -> Check | None:
-    """Return the verdict when ``setup`` fails, else None. Raises KdbenchError for a pair that it refuses."""
+    """Return the verdict when ``setup`` fails, else None.
+
+    Raises KdbenchError for networks that cannot be built, and for a pair that the method refuses.
+    """
     try:
         with untouched():
-            bench.method(bench.run()).to("cpu")
+            run = bench.run()
+    except NotApplicable as e:  # an architecture that is there, but not for images of this size
+        raise KdbenchError(str(e)) from e
+    try:
+        with untouched():
+            bench.method(run).to("cpu")
     except NotApplicable as e:
         pair = f"{bench.teacher} -> {bench.student}"
         raise KdbenchError(f"method '{name}' does not apply to {pair}: {e}") from e
@@ -145,10 +156,7 @@ def _run(subject: Subject, rules: list[Rule], report: Report) -> None:
         check = _judge(rule, subject)
         report.checks.append(check)
         if rule is FIRST and not check.passed:
-            # nothing trains, so the others would only say the same; one may know why
-            if subject.reference.error is not None and not isinstance(subject.reference.error, Diverged):
-                report.checks.append(_judge(LEARNS, subject))
-            return
+            return  # nothing trains, so the others would only say the same
 
 
 def _judge(rule: Rule, subject: Subject) -> Check:
@@ -159,6 +167,8 @@ def _judge(rule: Rule, subject: Subject) -> Check:
             seen = rule.check(subject)
         except Failed as e:
             passed, seen, fix = False, str(e), rule.fix
+        except ContractError as e:
+            passed, seen, fix = False, raised(e), e.fix
         except (Exception, SystemExit) as e:
             passed, seen = False, raised(e)
             fix = "Mend the error." if rule is FIRST and not isinstance(e, Diverged) else rule.fix

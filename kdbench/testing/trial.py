@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdbench.engine.context import CellRun
+from kdbench.engine.contract import ContractError
 from kdbench.engine.loop import Progress
 from kdbench.engine.seeds import rng_state, seed_everything
 from kdbench.engine.trace import is_batchnorm
@@ -23,6 +24,7 @@ from kdbench.protocol.types import Phase
 from kdbench.testing.bench import Bench, Case
 from kdbench.testing.leaks import fresh_start
 from kdbench.testing.process import settings
+from kdbench.testing.terms import LossTerms, watch_loss
 
 State = dict[str, Tensor]
 #: folder of the package kdbench
@@ -54,8 +56,10 @@ class Seen:
     reached: set[int] = field(default_factory=set)
     #: total loss of each step
     losses: list[Tensor] = field(default_factory=list)
-    #: paths of modules of teachers that were in train mode
+    #: modules of teachers that were in train mode
     training: list[str] = field(default_factory=list)
+    #: what ``loss`` returned
+    terms: LossTerms = field(default_factory=LossTerms)
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Trial:
         states: weights of every student and of the method at the end.
         error: what the training raised, or None.
         rng_setup, rng_end: global random state after ``setup`` and after the training.
+        trained_in_setup: modules of teachers that were in train mode after ``setup``.
         changed: settings of the process that differ after the training, as "name: was -> is".
     """
 
@@ -82,6 +87,7 @@ class Trial:
     error: BaseException | None
     rng_setup: dict[str, Any]
     rng_end: dict[str, Any]
+    trained_in_setup: list[str]
     changed: list[str]
 
     def losses(self) -> list[dict[str, float]]:
@@ -119,7 +125,9 @@ def try_out(
     flags = {name: inplace_flags(h.net) for name, h in handles.items()}
     method = bench.method(run)
     rng_setup = rng_state()
+    trained_in_setup = _in_train_mode(run)
     seen = _watch(run, frozen)
+    watch_loss(method, seen.terms)
     if frozen:
         for net in (*(h.net for h in run.students.values()), method):
             _hold_still(net)
@@ -148,6 +156,7 @@ def try_out(
         error,
         rng_setup,
         rng_state(),
+        trained_in_setup,
         changed,
     )
 
@@ -166,10 +175,7 @@ def _watch(run: CellRun, frozen: bool) -> Seen:
             seen.driven.update(id(p) for p in driven.params)
             waiting = (p for p in driven.params if p.grad is not None and id(p) not in seen.reached)
             seen.reached.update(id(p) for p in waiting if bool(p.grad.any()))
-        for teacher in run.teachers:
-            seen.training += [
-                f"{teacher.name}.{path}".rstrip(".") for path, m in teacher.net.named_modules() if m.training
-            ]
+        seen.training += _in_train_mode(run)
 
     log = run.log
 
@@ -181,6 +187,15 @@ def _watch(run: CellRun, frozen: bool) -> Seen:
     run.optimize = optimize  # type: ignore[method-assign]
     run.log = keep  # type: ignore[method-assign]
     return seen
+
+
+def _in_train_mode(run: CellRun) -> list[str]:
+    return [
+        f"'{path}' of {teacher.name}, a teacher," if path else f"the teacher ({teacher.name})"
+        for teacher in run.teachers
+        for path, module in teacher.net.named_modules()
+        if module.training
+    ]
 
 
 def _hold_still(net: nn.Module) -> None:
@@ -211,6 +226,8 @@ class Subject:
 
 def raised(e: BaseException) -> str:
     """Return what was raised, and the line of code outside kdbench and torch that raised it."""
+    if isinstance(e, ContractError):
+        return str(e)  # says where by itself
     frames = [
         f
         for f in traceback.extract_tb(e.__traceback__)

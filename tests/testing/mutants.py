@@ -69,20 +69,53 @@ class LosesItsMind(Right):
         return {**super().loss(S, T, batch, run), "nan": (S.logits - S.logits).mean() / 0}
 
 
-@caught_by("finite losses", "NoneType", "parameters learn")
+@caught_by("finite losses", "step() must return {name: scalar tensor}; 'hint' is None (")
 class ReturnsNothing(Right):
     def step(self, batch: Any, run: Any) -> Mapping[str, Tensor]:
         super().step(batch, run)
         return {"hint": None}  # type: ignore[dict-item]
 
 
-@caught_by("finite losses", "raised SystemExit", "parameters learn")
+@caught_by("finite losses", "loss() must return {name: scalar tensor}; it returned a tensor of shape () (")
+class ReturnsItsSum(Right):
+    def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Any) -> Mapping[str, Tensor]:
+        return sum(super().loss(S, T, batch, run).values())  # type: ignore[return-value]
+
+
+@caught_by("finite losses", "'hint' is a float (")
+class ReturnsFloats(Right):
+    def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Any) -> Mapping[str, Tensor]:
+        parts = super().loss(S, T, batch, run)
+        return {**parts, "hint": parts["hint"].item()}  # type: ignore[dict-item]
+
+
+@caught_by("finite losses", "'hint' has shape (8,): take its mean (")
+class ForgetsTheMean(Right):
+    def hint(self, S: Out, T: Sequence[Out]) -> Tensor:
+        return (S.logits - T[0].logits).square().mean(1)
+
+
+@caught_by("finite losses", "run.optimize() takes a scalar tensor, it got shape (8,): take the mean")
+class OptimizesPerImage(Right):
+    def step(self, batch: Any, run: Any) -> Mapping[str, Tensor]:
+        loss = nn.functional.cross_entropy(run.student(batch.x).logits, batch.y, reduction="none")
+        run.optimize(loss)
+        return {"task": loss.mean()}
+
+
+@caught_by("finite losses", "was not asked for: call run.student.want(tap) in setup()")
+class ForgetsItsTap(Right):
+    def hint(self, S: Out, T: Sequence[Out]) -> Tensor:
+        return super().hint(S, T) + S.feats[Tap(0)].mean()
+
+
+@caught_by("finite losses", "raised SystemExit")
 class Exits(Right):
     def step(self, batch: Any, run: Any) -> Mapping[str, Tensor]:
         raise SystemExit("enough")
 
 
-@caught_by("parameters learn", "does not require grad", "finite losses")
+@caught_by("finite losses", "the loss does not require grad")
 class DetachesAll(Right):
     def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Any) -> Mapping[str, Tensor]:
         return {k: v.detach() for k, v in super().loss(S, T, batch, run).items()}
@@ -97,10 +130,64 @@ class ForgetsConnector(Right):
         return [Phase(optimizers={"s": Opt((run.student.net,))})]
 
 
-@caught_by("parameters learn", "'connector.weight' never received a gradient")
+@caught_by("parameters learn", "loss/hint depends on nothing that learns (detached")
 class DetachesHint(Right):
     def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Any) -> Mapping[str, Tensor]:
         return {k: v.detach() if k == "hint" else v for k, v in super().loss(S, T, batch, run).items()}
+
+
+@caught_by("parameters learn", "'connector.weight' never received a gradient")
+class DetachesHintInItsStep(Right):
+    def step(self, batch: Any, run: Any) -> Mapping[str, Tensor]:
+        parts = self.loss(run.student(batch.x), [run.teach(run.teacher, batch.x)], batch, run)
+        run.optimize(parts["task"] + parts["hint"].detach())
+        return parts
+
+
+class MatchesLogits(Method):
+    """It has no module that could miss a gradient."""
+
+    def match(self, S: Out, T: Sequence[Out]) -> Tensor:
+        return 1 - nn.functional.cosine_similarity(S.logits, T[0].logits).mean()
+
+    def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Any) -> Mapping[str, Tensor]:
+        return {"task": run.task.loss(S, batch), "cosine": self.match(S, T)}
+
+
+@caught_by("parameters learn", "loss/cosine depends on nothing that learns (detached")
+class DetachesItsOnlyTerm(MatchesLogits):
+    def match(self, S: Out, T: Sequence[Out]) -> Tensor:
+        return super().match(S, T).detach()
+
+
+@caught_by("parameters learn", "loss/cosine depends on nothing that learns (detached")
+class ForgetsGradients(MatchesLogits):
+    @torch.no_grad()
+    def match(self, S: Out, T: Sequence[Out]) -> Tensor:
+        return super().match(S, T)
+
+
+@twin
+class WarmsUp(MatchesLogits):
+    """Constants have no gradient: a plain zero in the first epoch, a term that weighs nothing, a one."""
+
+    def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Any) -> Mapping[str, Tensor]:
+        match = self.match(S, T) if run.epoch else torch.zeros(())
+        none = 0.0 * self.match(S, T).detach()
+        return {"task": run.task.loss(S, batch), "cosine": match, "none": none, "one": torch.ones(())}
+
+
+@twin
+class DetachesWhatItReturns(MatchesLogits):
+    """Its own step has taken the gradients by then; and once it asks for values alone."""
+
+    def step(self, batch: Any, run: Any) -> Mapping[str, Tensor]:
+        S, T = run.student(batch.x), [run.teach(run.teacher, batch.x)]
+        with torch.no_grad():
+            weight = self.loss(S, T, batch, run)["cosine"]
+        parts = {"task": run.task.loss(S, batch), "cosine": weight * self.match(S, T)}
+        run.optimize(parts["task"] + parts["cosine"])
+        return {name: part.detach() for name, part in parts.items()}
 
 
 @caught_by("parameters learn", "no parameter of the student received a gradient")
@@ -192,14 +279,23 @@ class ComparesImages(Right):
 # --- the teacher
 
 
-@caught_by("teacher untouched", "running_mean' of the teacher changed")
+@caught_by("teacher untouched", "the teacher (teacher0) was put into train mode in a step")
 class TrainsTeacher(Right):
     def step(self, batch: Any, run: Any) -> Mapping[str, Tensor]:
         run.teacher.net.train()
         return super().step(batch, run)
 
 
-@caught_by("teacher untouched", "was in train mode during a step")
+@caught_by("teacher untouched", "the teacher (teacher0) was put into train mode in setup()")
+class TrainsTeacherInSetup(Right):
+    """The engine puts it back before the first step; what setup() itself forwards has moved it by then."""
+
+    def setup(self, run: Any) -> None:
+        super().setup(run)
+        run.teacher.net.train()
+
+
+@caught_by("teacher untouched", "'fc' of teacher0, a teacher, was put into train mode in a step")
 class TeacherInTrainMode(Right):
     """No BatchNorm notices, but dropout would."""
 
@@ -216,7 +312,7 @@ class UnfreezesTeacher(Right):
         run.teacher.net.requires_grad_(True)
 
 
-@caught_by("teacher untouched", "weight' of the teacher changed", "resume")
+@caught_by("teacher untouched", "weight' of teacher0, a teacher, changed", "resume")
 class TunesTeacher(Right):
     """Its optimizer has the teacher too. A resumed teacher starts from its file, so the run differs."""
 
@@ -231,7 +327,7 @@ class TunesTeacher(Right):
         return parts
 
 
-@caught_by("teacher untouched", "weight' of the teacher changed")
+@caught_by("teacher untouched", "weight' of teacher0, a teacher, changed")
 class MovesTeacher(Right):
     def on_phase_start(self, phase: Phase, run: Any) -> None:
         with torch.no_grad():
@@ -326,10 +422,16 @@ class RunGenerator(Right):
 # --- what the method leaves behind
 
 
-@caught_by("no hooks left", "a hook is left on 'conv1.0'")
+@caught_by("no hooks left", "a hook is left on 'conv1.0' of student")
 class LeavesHook(Right):
     def on_phase_start(self, phase: Phase, run: Any) -> None:
         first(run.student.net).register_forward_hook(lambda module, args, out: None)
+
+
+@caught_by("no hooks left", "a hook is left on teacher0")
+class LeavesHookOnTeacher(Right):
+    def on_phase_start(self, phase: Phase, run: Any) -> None:
+        run.teacher.net.register_forward_hook(lambda module, args, out: None)
 
 
 @twin
@@ -339,13 +441,13 @@ class UsesAuxHook(Right):
         run.student.aux_hook(first(run.student.net), lambda module, args, out: None)
 
 
-@caught_by("no hooks left", "a hook is left on parameter")
+@caught_by("no hooks left", "a hook is left on parameter 'conv1.0.weight' of student")
 class LeavesGradientHook(Right):
     def on_phase_start(self, phase: Phase, run: Any) -> None:
         next(iter(run.student.net.parameters())).register_hook(lambda grad: None)
 
 
-@caught_by("no hooks left", "forward() of")
+@caught_by("no hooks left", "forward() of 'conv1.0' of teacher0 is replaced")
 class PatchesForward(Right):
     def on_phase_start(self, phase: Phase, run: Any) -> None:
         module = first(run.teacher.net)

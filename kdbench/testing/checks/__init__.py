@@ -24,24 +24,27 @@ class Rule:
 
 #: The first one decides whether the others can run.
 FIRST = Rule("finite losses", training.finite, "Return finite scalar losses from every step of every phase.")
-#: The one that may know why nothing trains.
-LEARNS = Rule(
-    "parameters learn",
-    training.every_parameter_learns,
-    "Make modules in setup(), list them in the phase's optimizers, and use them in the loss.",
-)
 #: Of methods with a registered name only.
 ENTRY = Rule("entry", needs.entry_agrees, "Give the entry the class's needs.")
 
 RULES: tuple[Rule, ...] = (
     FIRST,
-    LEARNS,
+    Rule(
+        "parameters learn",
+        training.every_parameter_learns,
+        "Make modules in setup(), list them in the phase's optimizers, use them in the loss, and do not "
+        "detach the loss or compute it under torch.no_grad.",
+    ),
     Rule(
         "overfits a batch", training.overfits, "Minimise the sum of what is returned; look for a wrong sign."
     ),
     Rule("golden values", numbers.golden, "Mend the formula, or the value that was worked out."),
     Rule("mean over batch", numbers.mean_over_batch, "Divide by the number of images: use means, not sums."),
-    Rule("teacher untouched", teacher.untouched, "Forward teachers through run.teach(), never change them."),
+    Rule(
+        "teacher untouched",
+        teacher.untouched,
+        "Forward teachers through run.teach(), change neither them nor their mode.",
+    ),
     Rule("registered state", state.registered, "Use nn.ModuleList / register_buffer for lists of modules."),
     Rule("no hooks left", state.no_hooks, "Ask for features by taps, or use handle.aux_hook()."),
     Rule("in-place flags", state.inplace_restored, "Leave `inplace` alone; taps copy what is overwritten."),
@@ -52,7 +55,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("deploy", deploy.deploys, "Deploy the trained student alone, or declare deploys_extra = True."),
     Rule("odd batches", training.odd_batches, "Work for any batch size, or declare Needs(min_batch=...)."),
-    Rule("smallest batch", training.smallest_batch, "Work for two images, or declare Needs(min_batch=...)."),
+    Rule("smallest batch", training.smallest_batch, "Work for 2 images, or declare Needs(min_batch=...)."),
     Rule(
         "autocast",
         training.autocast,

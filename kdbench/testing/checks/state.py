@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine.loop import Interrupted
-from kdbench.testing.trial import Failed, Subject, inplace_flags
+from kdbench.testing.checks.teacher import changed
+from kdbench.testing.trial import Failed, Subject, Trial, inplace_flags
 
 _HOOKS = (
     "_forward_hooks",
@@ -60,14 +61,14 @@ def no_hooks(subject: Subject) -> str:
     run.close()
     for handle in run.handles():
         for path, module in handle.net.named_modules():
-            where = f"'{path or 'the network'}'"
+            where = f"'{path}' of {handle.name}" if path else handle.name
             if any(getattr(module, kind, None) for kind in _HOOKS):
                 raise Failed(f"a hook is left on {where}")
             if "forward" in vars(module):
-                raise Failed(f"forward() of {where} of {handle.name} is replaced")
+                raise Failed(f"forward() of {where} is replaced")
         for path, p in handle.net.named_parameters():
             if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
-                raise Failed(f"a hook is left on parameter '{path}'")
+                raise Failed(f"a hook is left on parameter '{path}' of {handle.name}")
     return "none left"
 
 
@@ -117,6 +118,15 @@ def _cut(subject: Subject, cut: int) -> None:
         with contextlib.suppress(Interrupted):
             subject.trial(folder=Path(folder), should_stop=stop)
         resumed = subject.trial(folder=Path(folder))
+    try:
+        _compare(straight, resumed)
+    except Failed as e:
+        # a teacher starts anew from its file: what it became is lost
+        because = "; the teacher changes, see 'teacher untouched'" if changed(straight) else ""
+        raise Failed(f"{e}{because}") from e
+
+
+def _compare(straight: Trial, resumed: Trial) -> None:
     for owner, state in straight.states.items():
         for key, value in state.items():
             if not torch.equal(value, resumed.states[owner][key]):

@@ -49,13 +49,19 @@ def overfits(subject: Subject) -> str:
 
 
 def every_parameter_learns(subject: Subject) -> str:
-    """Every trainable parameter is in an optimizer of some phase and receives a gradient that is not zero."""
+    """Every trainable parameter is in an optimizer of some phase and receives a gradient that is not zero.
+
+    Every term that ``loss`` returns, a constant aside, depends on something that learns.
+    """
     trial = subject.reference
     if trial.error is not None:
         raise trial.error
     seen, method = trial.seen, trial.method
     if not seen.calls:
         raise Failed("run.optimize() was never called")
+    idle = seen.terms.idle()
+    if idle:
+        raise Failed(f"loss/{idle} depends on nothing that learns (detached, or under torch.no_grad?)")
     own = {id(p) for p in own_parameters(method, trial.run)}
     for name, p in method.named_parameters():
         if id(p) in own and id(p) not in seen.driven:
