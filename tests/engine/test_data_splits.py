@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdbench.engine.data.context import DataContext
 from kdbench.engine.data.splits import make_splits, stratified
 from kdbench.errors import DataError
+from kdbench.matrix.recipe import Recipe
 from kdbench_datasets.digits import Digits
 from kdbench_datasets.synthetic import Synthetic
 
@@ -102,3 +105,23 @@ def test_stratified_keeps_shares(counts: list[int], share: float, seed: int) -> 
     got = np.bincount(labels[chosen], minlength=len(counts))
     assert np.abs(got - np.asarray(counts) * size / len(labels)).max() < 1
     assert np.array_equal(chosen, stratified(labels, size, seed))
+
+
+@pytest.mark.parametrize("storage", ["resident", "stream"])
+@pytest.mark.parametrize(("split", "labels", "bad"), [("train", (0, 1, 3), 3), ("test", (-1, 2, 0), -1)])
+def test_a_label_that_is_no_class(storage: str, split: str, labels: tuple[int, ...], bad: int) -> None:
+    class Wrong(Synthetic):
+        def labels(self, name: str) -> Any:
+            found = super().labels(name).copy()
+            if name == split:
+                found[: len(labels)] = labels
+            return found
+
+    dataset = Wrong(Synthetic.Params(num_classes=3, n_train=60, n_test=30, image_size=8))
+    recipe = Recipe.model_validate({"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.1}})
+    with pytest.raises(DataError) as e:
+        DataContext(dataset, dataset.describe(), recipe, storage=storage, seed=0, device=torch.device("cpu"))
+    assert str(e.value) == (
+        f"data set '{dataset.describe().name}': {split} has label {bad}, and num_classes is 3: "
+        "labels go from 0 to 2"
+    )

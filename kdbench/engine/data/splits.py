@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdbench.errors import DataError
+from kdbench.matrix.holdout import held_out
 from kdbench.matrix.identity import derive_seed
 from kdbench.protocol.dataset import Dataset
 from kdbench.protocol.types import DataInfo
@@ -52,8 +53,7 @@ def make_splits(
     splits = {"test": _limited(dataset, info, "test", limit_test)}
     if info.n_val:
         splits["val"] = _limited(dataset, info, "val", None)
-    elif val_fraction > 0:
-        n_val = max(info.num_classes, round(val_fraction * len(train)))
+    elif n_val := held_out(len(train), info, val_fraction):
         if n_val >= len(train):
             raise DataError(
                 f"data set '{info.name}': {len(train)} training images are too few to hold out "
@@ -68,6 +68,7 @@ def make_splits(
 
 def _limited(dataset: Dataset, info: DataInfo, name: str, limit: int | None) -> Split:
     labels = np.asarray(dataset.labels(name), dtype=np.int64)
+    _check_range(labels, info, name)
     indices = np.arange(len(labels), dtype=np.int64)
     if limit is not None and limit < len(labels):
         if limit < info.num_classes:
@@ -77,3 +78,13 @@ def _limited(dataset: Dataset, info: DataInfo, name: str, limit: int | None) -> 
             )
         indices = stratified(labels, limit, derive_seed(0, info.revision, "limit", name))
     return Split(name, indices, labels[indices])
+
+
+def _check_range(labels: Indices, info: DataInfo, name: str) -> None:
+    """Raise DataError for a label that is no class; as an index it would fail deep in a loss, if at all."""
+    for label in (labels.min(), labels.max()) if labels.size else ():
+        if not 0 <= label < info.num_classes:
+            raise DataError(
+                f"data set '{info.name}': {name} has label {label}, and num_classes is {info.num_classes}: "
+                f"labels go from 0 to {info.num_classes - 1}"
+            )
