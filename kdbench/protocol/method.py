@@ -28,7 +28,8 @@ class Method(nn.Module):
         Params: pydantic model (or dataclass) of the hyper-parameters; ``self.hp`` is the cell's instance.
         needs: what a cell must give. Override :meth:`requires` when it depends on hyper-parameters.
         presets: named sets of hyper-parameter overrides, e.g. ``{"cifar100": {"beta": 8.0}}``.
-        fidelity: ``"paper"``, ``"official-code"`` or ``"reconstruction"``.
+        fidelity: what the code follows: ``"paper"``, ``"official-code"`` or ``"reconstruction"``; ``""`` for a
+            method that has no paper. Say it: the default claims nothing.
         taps: features asked for: ``{"student": [Tap(...)], "teacher": [Tap(...)]}``; for more, call
             ``run.student.want(...)`` in :meth:`setup`.
         deploys_extra: whether deployables contain modules of the method (otherwise they must not).
@@ -39,7 +40,7 @@ class Method(nn.Module):
 
     needs: ClassVar[Needs] = Needs()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    fidelity: ClassVar[Literal["paper", "official-code", "reconstruction"]] = "paper"
+    fidelity: ClassVar[Literal["paper", "official-code", "reconstruction", "not stated", ""]] = "not stated"
     deploys_extra: ClassVar[bool] = False
     taps: Mapping[str, Sequence[Tap]] = {}
 

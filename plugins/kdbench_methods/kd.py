@@ -33,6 +33,7 @@ class KD(Method):
         standardise: bool = Field(False, description="standardise the logits of both networks first")
 
     needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
+    fidelity = "paper"
     presets = {
         "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "temperature": 4.0},
         "imagenet": {"alpha": 0.5, "ce_weight": 0.5, "temperature": 1.0},

@@ -14,6 +14,7 @@ class Vanilla(Method):
     """``L = L_task``, the task's supervised loss alone; teachers are trained this way too."""
 
     needs = Needs(teachers=0, capabilities=frozenset({"supervised"}))
+    fidelity = ""
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

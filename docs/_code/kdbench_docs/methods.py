@@ -19,6 +19,7 @@ _FIDELITY = {
     "official-code": "follows the code that the authors published, where it differs from the paper too.",
     "reconstruction": "rebuilt from other sources: no code of the authors was followed, or parts of the paper "
     "could not be checked. The text above says which.",
+    "not stated": "the method does not say what its code follows.",
 }
 
 _PUBLISHED = """\
@@ -63,7 +64,7 @@ def methods_index(items: list[Registered], boards: list[Board], published: list[
                 f"[{escape(item.name)}]({item.name}.md)",
                 inline(item.entry.summary),
                 prose(item.entry.paper or "—"),  # type: ignore[attr-defined]
-                escape(method.fidelity),
+                escape(method.fidelity or "—"),
                 ", ".join(
                     word
                     for word, found in (
@@ -101,7 +102,7 @@ def _facts(item: Registered, method: Any) -> str:
     needs = needs_in_words(item.entry.needs)  # type: ignore[attr-defined]
     rows = [
         ["Paper", prose(item.entry.paper or "—")],  # type: ignore[attr-defined]
-        ["Fidelity", f"{code(fidelity)}: {escape(_FIDELITY.get(fidelity, ''))}"],
+        ["Fidelity", f"{code(fidelity)}: {escape(_FIDELITY.get(fidelity, ''))}" if fidelity else "—"],
         ["Needs", escape(", ".join(needs) or "nothing")],
         ["Tags", escape(", ".join(item.entry.tags) or "—")],
         ["Version", escape(item.version)],
