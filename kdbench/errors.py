@@ -33,6 +33,9 @@ class RecordError(KdbenchError):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str:
-    """Return ``" (did you mean 'a' or 'b'?)"`` for the nearest of `known`, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
-    return f" (did you mean {' or '.join(repr(n) for n in near)}?)" if near else ""
+    """Return ``" (did you mean 'a' or 'b'?)"`` for the nearest of `known` in any case, or an empty string."""
+    plain: dict[str, str] = {}
+    for one in known:
+        plain.setdefault(one.lower(), one)
+    near = difflib.get_close_matches(name.lower(), plain, n=limit, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(plain[n]) for n in near)}?)" if near else ""

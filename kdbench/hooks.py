@@ -13,7 +13,7 @@ group ``kdbench``::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,13 @@ import pluggy
 API_VERSION = 1
 #: Entry-point group in which plug-ins register; also the pluggy project name.
 GROUP = "kdbench"
+
+#: Capabilities of a task in words, each what a method needs of the task.
+CAPABILITIES = {
+    "supervised": "a task with labels to learn from",
+    "distillable": "a task whose outputs can be compared",
+    "features": "networks with inner features",
+}
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -63,8 +70,11 @@ class Needs:
     min_classes: int = 2
     capabilities: frozenset[str] = frozenset()
 
-    def describe(self) -> list[str]:
-        """Return the needs that go beyond one teacher, real data and labels, as short phrases."""
+    def describe(self, given: Collection[str] = ()) -> list[str]:
+        """Return the needs that go beyond one teacher, real data and labels, as short phrases.
+
+        Capabilities in `given` are left out: where every task has them, they tell nothing.
+        """
         out: list[str] = []
         if self.teachers != 1:
             out.append("no teacher" if self.teachers == 0 else f"{self.teachers} teachers")
@@ -88,8 +98,13 @@ class Needs:
             out.append(f"batch >= {self.min_batch}")
         if self.min_classes > 2:
             out.append(f"classes >= {self.min_classes}")
-        out.extend(f"task is {c}" for c in sorted(self.capabilities))
+        out.extend(capability_text(c) for c in sorted(self.capabilities - set(given)))
         return out
+
+
+def capability_text(name: str) -> str:
+    """Return a capability as what is needed: ``a task ...``."""
+    return CAPABILITIES.get(name, f"a task that is {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +148,18 @@ class ArchitectureEntry(Entry):
     Target: a callable ``build(*, num_classes, in_chans, image_size, **args) -> nn.Module``. With
     ``namespace=True`` the entry serves every name ``"<name>:<model>"`` and the callable also gets
     ``model=``; `names` then points at a torch-free callable that lists the model names.
+
+    Attributes:
+        pretrained: ``"package.module:attribute"`` of a callable that raises KdbenchError where there are no
+            pretrained weights, without fetching anything; it gets the matrix's ``args``, and ``model=`` in a
+            namespace. A teacher with ``pretrained: true`` is then built with ``pretrained=True``. Empty: the
+            architecture has no such weights.
     """
 
     namespace: bool = False
     names: str = ""
     params_count: int | None = None
+    pretrained: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

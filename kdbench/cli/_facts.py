@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import KdbenchError, UnknownName, did_you_mean
 
 if TYPE_CHECKING:
-    from kdbench.registry import Registered
+    from kdbench.registry import Registered, Registry
 
 #: Input side in pixels at which an architecture is built to count its parameters; models of a namespace are
 #: built at the usual size of image classifiers, the others at that of small images.
@@ -32,23 +32,26 @@ def matrix_facts(name: str) -> dict[str, Any]:
     }
 
 
-def entry_facts(item: Registered) -> dict[str, Any]:
+def entry_facts(registry: Registry, item: Registered) -> dict[str, Any]:
     """Return what is known of an entry, its target loaded. Raises PluginError."""
-    from kdbench.cli._table import entry_row
-    from kdbench.registry import first_paragraph
+    from kdbench.cli._table import entry_row, ordinary_capabilities
+    from kdbench.registry import documentation
 
     target = item.load()
     facts: dict[str, Any] = {
         **entry_row(item.kind, item.entry),
         "name": item.name,
         "version": item.version,
-        "documentation": first_paragraph(target),
+        "documentation": documentation(target),
         "plugin": item.plugin.name,
         "distribution": item.plugin.distribution,
         "distribution_version": item.plugin.version,
         "plugin_git": item.plugin.git,
     }
     extra = {"methods": _method, "architectures": _architecture, "datasets": _dataset, "tasks": _task}
+    if item.kind == "methods":
+        needs = item.entry.needs  # type: ignore[attr-defined]
+        facts["needs_text"] = needs.describe(ordinary_capabilities(registry))
     if item.kind in extra:
         facts |= extra[item.kind](item, target)
     return facts
@@ -57,9 +60,7 @@ def entry_facts(item: Registered) -> dict[str, Any]:
 def _method(item: Registered, target: Any) -> dict[str, Any]:
     from kdbench.cli._table import plain
 
-    needs = item.entry.needs  # type: ignore[attr-defined]
     return {
-        "needs_text": needs.describe(),
         "fidelity": getattr(target, "fidelity", None),
         "parameters": _parameters(target),
         "presets": plain(getattr(target, "presets", {})),

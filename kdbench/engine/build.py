@@ -17,9 +17,9 @@ from kdbench.engine.data.context import DataContext
 from kdbench.engine.handle import NetHandle
 from kdbench.engine.normalise import config, renormalise
 from kdbench.engine.seeds import seeded
-from kdbench.engine.teachers import expected_normalisation
+from kdbench.engine.teachers import TeacherError, expected_normalisation
 from kdbench.errors import KdbenchError, did_you_mean
-from kdbench.hooks import Needs
+from kdbench.hooks import Needs, capability_text
 from kdbench.matrix.identity import derive_seed
 from kdbench.protocol.dataset import Dataset
 from kdbench.protocol.method import Method
@@ -111,8 +111,11 @@ def make_run(
         arch = source.architecture
         if source.source == "pretrained" and not probing:
             arch = Arch(name=arch.name, args={**arch.args, "pretrained": True})
-        net = make_net(build(registry, arch), task, task_data, "teacher", derive_seed(k, "teacher"), last)
-        load_teacher(k, net)
+        try:
+            net = make_net(build(registry, arch), task, task_data, "teacher", derive_seed(k, "teacher"), last)
+            load_teacher(k, net)
+        except KdbenchError as e:
+            raise TeacherError(str(e)) from e
         teachers.append(_teacher_handle(k, source, net.to(device), info, probing, **where))
     return CellRun(
         student=NetHandle("student", student_net, **where),
@@ -184,7 +187,7 @@ def check_needs(needs: Needs, run: CellRun) -> None:
         )
     missing = needs.capabilities - run.task.capabilities
     if missing:
-        raise NotApplicable(f"needs a task that is {sorted(missing)[0]}")
+        raise NotApplicable(f"needs {capability_text(sorted(missing)[0])}")
     for teacher in run.teachers:
         if needs.teacher_bn and not teacher.batchnorms():
             raise NotApplicable("needs a teacher with BatchNorm statistics")

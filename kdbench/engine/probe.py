@@ -16,7 +16,7 @@ from kdbench.engine.optim import build_optimizers
 from kdbench.engine.phases import checked, optimizers_of
 from kdbench.engine.precision import Precision
 from kdbench.engine.seeds import seeded
-from kdbench.engine.teachers import load_checkpoint
+from kdbench.engine.teachers import TeacherError, load_checkpoint
 from kdbench.errors import KdbenchError
 from kdbench.protocol.dataset import Dataset
 from kdbench.protocol.types import Build, DataInfo, NotApplicable, TaskData
@@ -25,7 +25,13 @@ from kdbench.registry import Registry
 
 @dataclass
 class Verdict:
-    """Outcome of a probe. `error` is bad input (exit code 2); `reason` makes the cell not applicable."""
+    """Outcome of a probe.
+
+    Attributes:
+        reason: why the cell is not applicable.
+        error: bad input (exit code 2).
+        teacher_error: whether `error` is about the teacher.
+    """
 
     params: dict[str, Any] | None = None
     fidelity: str = ""
@@ -34,6 +40,7 @@ class Verdict:
     route: int = 0
     reason: str | None = None
     error: str | None = None
+    teacher_error: bool = False
 
 
 def resolve_method(registry: Registry, name: str, preset: str | None, params: Mapping[str, Any]) -> Verdict:
@@ -85,7 +92,7 @@ def probe(registry: Registry, cell: CellFile, build: Callable[[Registry, Arch], 
                 torch.device("cpu"),
                 Path(),
                 probing=True,
-                load_teacher=lambda k, net: _check_checkpoint(cell, k, net),
+                load_teacher=lambda k, net: _check_weights(registry, cell, k, net),
                 build=build,
             )
             method = setup_method(registry, cell, run)
@@ -95,11 +102,13 @@ def probe(registry: Registry, cell: CellFile, build: Callable[[Registry, Arch], 
     except NotApplicable as e:
         verdict.reason = str(e)
     except KdbenchError as e:
-        verdict.error = str(e)
+        verdict.error, verdict.teacher_error = str(e), isinstance(e, TeacherError)
     return verdict
 
 
-def _check_checkpoint(cell: CellFile, k: int, net: torch.nn.Module) -> None:
+def _check_weights(registry: Registry, cell: CellFile, k: int, net: torch.nn.Module) -> None:
     source = cell.teachers[k]
     if source.source == "checkpoint":
         load_checkpoint(net, Path(source.ref), source.sha256)
+    elif source.source == "pretrained":
+        registry.check_pretrained(source.architecture.name, source.architecture.args)

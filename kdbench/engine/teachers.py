@@ -18,6 +18,10 @@ from kdbench.protocol.types import DataInfo, NotApplicable
 from kdbench.results.store import read_record_dict
 
 
+class TeacherError(KdbenchError):
+    """A teacher that cannot be built or loaded, so that a message finds the teacher's line in the matrix."""
+
+
 def load_cell_weights(net: nn.Module, folder: Path) -> dict[str, Any]:
     """Load the weights that a cell left in `folder` and return its record.
 
@@ -51,10 +55,19 @@ def load_checkpoint(net: nn.Module, path: Path, sha256: str | None) -> str:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        reason = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
-        raise KdbenchError(f"{path}: not a checkpoint that can be read ({reason})") from e
+        raise KdbenchError(f"{path}: not a checkpoint that can be read ({_unreadable(path, data, e)})") from e
     fit(net, unwrap(state), str(path))
     return digest
+
+
+def _unreadable(path: Path, data: bytes, error: Exception) -> str:
+    """Return why a checkpoint cannot be read: the reader's words, or what was found where these say nothing."""
+    if not data:
+        return "the file is empty"
+    if path.suffix != ".safetensors" and not data.startswith((b"PK\x03\x04", b"\x80")):
+        return f"it starts with {data[:8]!r}, which no file of torch.save does"
+    text = (str(error).splitlines() or [""])[0][:120]
+    return text if " " in text.strip() else f"{type(error).__name__}{f': {text}' if text else ''}"
 
 
 def unwrap(state: Any) -> Mapping[str, Tensor]:

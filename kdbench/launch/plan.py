@@ -10,7 +10,14 @@ from typing import Any
 
 from kdbench.engine.cellspec import Arch, CellFile, Data, TeacherSource, Timing
 from kdbench.errors import KdbenchError, MatrixError
-from kdbench.launch.places import NETWORKS, place_of, place_of_parameter, place_of_problem
+from kdbench.launch.foresight import single_image, too_few
+from kdbench.launch.places import (
+    NETWORKS,
+    place_of,
+    place_of_parameter,
+    place_of_problem,
+    place_of_teacher,
+)
 from kdbench.launch.planned import Plan, PlannedCell, look
 from kdbench.launch.resolve import Resolver
 from kdbench.matrix import CellSpec, LoadedMatrix, cell_id, expand, identity, teacher_cell, variant_label
@@ -58,7 +65,10 @@ class Planner:
         for cell in planned:
             if cell.status != "not_applicable":
                 look(cell, self._registry)
-        return Plan(self._loaded, self._run, planned, list(expansion.warnings))
+        possible = [cell.spec for cell in planned if cell.status != "not_applicable"]
+        doubts = dict.fromkeys(single_image(spec, self._infos[_dataset_key(spec)]) for spec in possible)
+        warnings = [*expansion.warnings, *(text for text in doubts if text)]
+        return Plan(self._loaded, self._run, planned, warnings)
 
     def _check_names(self, specs: Sequence[CellSpec]) -> None:
         for spec in specs:
@@ -141,6 +151,7 @@ class Planner:
                 source, dependency = self._teacher(spec, k, cells, method["route"])
                 teachers.append(source)
                 after += [dependency] if dependency else []
+            reason = too_few(spec.teacher, method["teachers"])
         if reason is None and method["assistants"] and spec.assistant is None:
             reason = "needs a pair with an assistant"
         file = self._file(spec, method, teachers)
@@ -168,7 +179,7 @@ class Planner:
         arch = Arch(name=teacher.name, args=dict(teacher.args))
         if teacher.checkpoint is not None:
             path = Path(teacher.checkpoint).expanduser()
-            where = self._loaded.where(*self._place(spec, "architectures", teacher.name))
+            where = self._loaded.where(*place_of_teacher(self._loaded, spec))
             digest = self._hash(path, where)
             if teacher.sha256 is not None and teacher.sha256.lower() != digest:
                 raise MatrixError(f"{where}: {path}: sha256 is {digest}, the matrix expects {teacher.sha256}")
@@ -289,7 +300,10 @@ class Planner:
         for group, answer in zip(groups.values(), answers, strict=True):
             spec = group[0].spec
             if answer.get("error"):
-                where = self._loaded.where(*place_of_problem(self._loaded, spec, answer["error"]))
+                about = place_of_problem(self._loaded, spec, answer["error"])
+                if answer.get("teacher_error"):
+                    about = place_of_teacher(self._loaded, spec)
+                where = self._loaded.where(*about)
                 raise MatrixError(f"{where}: {answer['error']}")
             for cell in group:
                 if answer.get("reason"):

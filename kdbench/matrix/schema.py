@@ -88,7 +88,9 @@ class TeacherItem(ArchItem):
         description="Channel means of the checkpoint's input, in pixels from 0 to 1; default: the data set's.",
     )
     std: Channels | None = Field(default=None, description="Channel deviations that go with `mean`.")
-    pretrained: bool = Field(default=False, description="Take the weights from timm's hub.")
+    pretrained: bool = Field(
+        default=False, description="Take published weights, where the architecture has any (timm:*)."
+    )
     recipe: RecipeField | None = Field(
         default=None,
         description="How it is trained; default: `teacher_recipe`. Without base: changes to `recipe`.",

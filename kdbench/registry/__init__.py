@@ -3,12 +3,13 @@
 Plug-ins of kdbench itself and of third parties take the same way in: an entry point of the group ``kdbench``.
 """
 
-from kdbench.registry.describe import Parameter, describe_params, first_paragraph
+from kdbench.registry.describe import Parameter, describe_params, documentation
 from kdbench.registry.discovery import EntryPointSource, find_entry_points
 from kdbench.registry.kinds import KINDS, Kind, singular, to_kind
-from kdbench.registry.lookup import Registered, Registry, suggestion
+from kdbench.registry.lookup import Registered, Registry
 from kdbench.registry.plugins import PluginInfo, Status
 from kdbench.registry.provenance import code_digest
+from kdbench.registry.suggest import mentioned, suggestion
 from kdbench.registry.switches import environment_for_workers
 
 __all__ = [
@@ -22,9 +23,10 @@ __all__ = [
     "Status",
     "code_digest",
     "describe_params",
+    "documentation",
     "environment_for_workers",
     "find_entry_points",
-    "first_paragraph",
+    "mentioned",
     "singular",
     "suggestion",
     "to_kind",

@@ -39,10 +39,10 @@ def describe_params(model: Any) -> list[Parameter]:
     raise TypeError(f"expected a pydantic model or a dataclass, not {model!r}")
 
 
-def first_paragraph(thing: Any) -> str:
-    """Return the first paragraph of an object's own docstring on one line, or an empty string."""
+def documentation(thing: Any) -> str:
+    """Return an object's own docstring as plain text, without the marks of code; an empty string for none."""
     doc = thing.__dict__.get("__doc__") if inspect.isclass(thing) else getattr(thing, "__doc__", None)
-    return " ".join(inspect.cleandoc(doc).split("\n\n")[0].split()) if isinstance(doc, str) else ""
+    return inspect.cleandoc(doc).replace("``", "") if isinstance(doc, str) else ""
 
 
 def type_text(annotation: Any) -> str:

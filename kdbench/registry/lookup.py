@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pluggy
 
-from kdbench.errors import PluginError, UnknownName, did_you_mean
+from kdbench.errors import KdbenchError, PluginError, UnknownName, did_you_mean
 from kdbench.hooks import GROUP, ArchitectureEntry, Entry, KdbenchSpec
 from kdbench.registry.declared import declared_names
 from kdbench.registry.discovery import find_entry_points
 from kdbench.registry.kinds import KINDS, Kind, singular, to_kind
 from kdbench.registry.plugins import HOOKS, PluginInfo, load_plugin, one_line
+from kdbench.registry.suggest import mentioned, suggestion
 from kdbench.registry.switches import disabled_plugins, strict_from_environment
 
 
@@ -175,6 +176,20 @@ class Registry:
                 names.append(item.name)
         return sorted(names)
 
+    def check_pretrained(self, name: str, args: Mapping[str, Any]) -> None:
+        """Raise KdbenchError unless an architecture, with these arguments, has pretrained weights to load."""
+        found = self.get("architectures", name)
+        check = getattr(found.entry, "pretrained", "")
+        if check:
+            found._load(check)(**({} if found.model is None else {"model": found.model}), **args)
+            return
+        entries = [r.entry for r in self.all("architectures")]
+        have = [e for e in entries if isinstance(e, ArchitectureEntry) and e.pretrained]
+        names = ", ".join(f"{e.name}:*" if e.namespace else e.name for e in have)
+        raise KdbenchError(
+            f"{name!r} has no pretrained weights" + (f"; these have: {names}" if names else "")
+        )
+
     def plugins(self) -> list[PluginInfo]:
         """Return all plug-ins, whatever their status, sorted by distribution and name."""
         return list(self._plugins)
@@ -225,7 +240,7 @@ class Registry:
         if would:
             return message + ": " + "; ".join(f"{p.label} provides it but is {_state(p)}" for p in would)
         names = self.names(kind)
-        hint = suggestion(name, names)
+        hint = suggestion(name, names) or mentioned(name, (r.entry for r in self.all(kind)))
         if not hint and not names:
             hint = f": no active plug-in provides {kind}"
         elif not hint:
@@ -234,13 +249,6 @@ class Registry:
         if broken:
             hint += f"; not loaded: {', '.join(broken)}, see `kdbench plugins`"
         return message + hint
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean ...?)"`` or an empty string; a model of this very name goes first."""
-    known = sorted(set(known))
-    models = [n for n in known if n.partition(":")[2] == name]
-    return f" (did you mean {' or '.join(map(repr, models))}?)" if models else did_you_mean(name, known)
 
 
 def _state(plugin: PluginInfo) -> str:

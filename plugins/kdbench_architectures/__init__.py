@@ -45,6 +45,7 @@ def kdbench_architectures() -> Sequence[ArchitectureEntry]:
         name="timm",
         target="kdbench_architectures.timm_provider:build",
         names="kdbench_architectures.timm_provider:names",
+        pretrained="kdbench_architectures.timm_provider:check_pretrained",
         namespace=True,
         version="1",
         summary="any model of timm, with its constructor arguments",

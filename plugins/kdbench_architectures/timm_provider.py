@@ -47,24 +47,12 @@ def build(
             or cannot be loaded.
     """
     import timm
-    from timm.models import get_pretrained_cfg
 
     from kdbench.api import KdbenchError
 
-    if not timm.is_model(model):
-        near = _near(model, timm.list_models())
-        raise KdbenchError(f"timm {timm.__version__} has no model '{model}'{near}")
-    try:
-        cfg = get_pretrained_cfg(model)
-    except RuntimeError as e:
-        arch = model.split(".", 1)[0]
-        tags = timm.list_pretrained(f"{arch}.*")
-        known = f"; known: {', '.join(tags)}" if tags else ""
-        raise KdbenchError(f"timm:{model}: {_line(e)}{known}") from e
-    own_weights = {"pretrained_cfg", "pretrained_cfg_overlay"} & set(args)
-    if pretrained and not own_weights and not (cfg is not None and cfg.has_weights):
-        raise KdbenchError(f"timm:{model}: pretrained: true, but timm has no weights for this model")
-
+    if pretrained:
+        check_pretrained(model=model, **args)
+    cfg = _config(model)
     kwargs = {"num_classes": num_classes, "in_chans": in_chans, **args}
     size = (image_size, image_size)
     fixed = cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size[-2:]) != size
@@ -83,6 +71,35 @@ def build(
         raise KdbenchError(
             f"timm:{model}{given} cannot be built for {image_size}x{image_size} images: {_line(e)}"
         ) from e
+
+
+def check_pretrained(*, model: str, **args: Any) -> None:
+    """Raise KdbenchError for an unknown model or tag, and for a model without weights; nothing is fetched."""
+    from kdbench.api import KdbenchError
+
+    cfg = _config(model)
+    own_weights = {"pretrained_cfg", "pretrained_cfg_overlay"} & set(args)
+    if not own_weights and not (cfg is not None and cfg.has_weights):
+        raise KdbenchError(f"timm:{model}: pretrained: true, but timm has no weights for this model")
+
+
+def _config(model: str) -> Any:
+    """Return timm's configuration of a model's weights, or None. Raises KdbenchError."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    from kdbench.api import KdbenchError
+
+    if not timm.is_model(model):
+        near = _near(model, timm.list_models())
+        raise KdbenchError(f"timm {timm.__version__} has no model '{model}'{near}")
+    try:
+        return get_pretrained_cfg(model)
+    except RuntimeError as e:
+        arch = model.split(".", 1)[0]
+        tags = timm.list_pretrained(f"{arch}.*")
+        known = f"; known: {', '.join(tags)}" if tags else ""
+        raise KdbenchError(f"timm:{model}: {_line(e)}{known}") from e
 
 
 def names() -> list[str]:

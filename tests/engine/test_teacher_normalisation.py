@@ -232,7 +232,7 @@ def test_a_network_for_one_size_is_refused_before_training(tmp_path: Path) -> No
     def fake(registry: Any, arch: Arch) -> Callable[..., nn.Module]:
         return lambda num_classes, **facts: OneSize(num_classes) if arch.name == "one" else net_of()
 
-    source = TeacherSource(architecture=Arch(name="one"), source="pretrained", ref="one")
+    source = TeacherSource(architecture=Arch(name="one"), source="cell", ref="0" * 64)
     verdict = probe(Registry.load(), cell_with(source, tmp_path), fake)
     assert verdict.reason is not None
     assert verdict.reason.startswith("teacher0 cannot take 32x32 images: ")
@@ -325,6 +325,17 @@ def test_every_use_of_the_teacher_in_a_cell(tmp_path: Path) -> None:
 def _digits() -> tuple[tuple[float, ...], tuple[float, ...]]:
     facts = Digits().describe()
     return facts.mean, facts.std
+
+
+def test_hub_weights_of_other_classes_keep_all_but_the_classifier(tmp_path: Path) -> None:
+    arch, net = hub(tmp_path / "w.safetensors", classes=12)
+    source = TeacherSource(architecture=arch, source="pretrained", ref=arch.name)
+    one, two = (run_with(source, tmp_path, info()).teacher.net for _ in range(2))
+    theirs, head = net.state_dict(), tuple(f"fc.{k}" for k in ("weight", "bias"))
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[key])  # random weights are those of every cell
+        assert key in head or torch.equal(value, theirs[key])
+    assert one.fc.weight.shape[0] == 10
 
 
 def test_doubts_are_on_record(tmp_path: Path) -> None:

@@ -77,6 +77,20 @@ def test_corrupt_file(tmp_path: Path, suffix: str, content: bytes) -> None:
     refused(path, "not a checkpoint that can be read")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("t.pth", b"", r"\(the file is empty\)"),
+        ("t.pth", b"edge\n" * 30, r"\(it starts with b'edge\\nedg', which no file of torch.save does\)"),
+        ("t.pth", b"\x80\x02e.", r"\((\w+: \S+|[^)]* [^)]*)\)"),
+        ("t.safetensors", b"edge\n" * 30, r"\([^)]* [^)]*\)"),
+    ],
+)
+def test_what_was_found_instead(tmp_path: Path, name: str, content: bytes, found: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, f"not a checkpoint that can be read {found}$")
+
+
 def test_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "t.safetensors"
     whole = weights_bytes(net(1))

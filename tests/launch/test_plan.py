@@ -289,3 +289,109 @@ def test_loaded_weights_have_no_route(make_plan, checkpoint):
         (cell,) = make_plan(methods=["rco"], pairs=[{"teacher": teacher, "student": STUDENT}]).cells
         assert cell.status == "not_applicable"
         assert cell.reason == "needs the training route of a teacher trained here; loaded weights have none"
+
+
+def refused(make_plan, tmp_path, **overrides):
+    """Return the number of the matrix's line that a refusal names, and what it says."""
+    with pytest.raises(KdbenchError) as raised:
+        make_plan(**overrides)
+    message = str(raised.value)
+    assert "\n" not in message
+    number, _, text = message.removeprefix(f"{tmp_path}/m.yaml:").partition(": ")
+    return int(number), text
+
+
+def lines_from(tmp_path, number):
+    return [line.strip() for line in (tmp_path / "m.yaml").read_text().splitlines()[number - 1 :]]
+
+
+def test_pretrained_where_there_are_no_weights(make_plan, tmp_path):
+    def pairs(name):
+        return [
+            {"teacher": TEACHER, "student": name},
+            {"teacher": {"name": name, "pretrained": True}, "student": name},
+        ]
+
+    number, text = refused(make_plan, tmp_path, pairs=pairs("resnet20"), methods=["vanilla", "kd"])
+    assert text == "'resnet20' has no pretrained weights; these have: timm:*"
+    assert lines_from(tmp_path, number)[:3] == ["- teacher:", "name: resnet20", "pretrained: true"]
+    _, text = refused(make_plan, tmp_path, pairs=pairs("timm:test_resnet.none"), methods=["kd"])
+    assert "Invalid pretrained tag" in text
+    _, text = refused(make_plan, tmp_path, pairs=pairs("timm:coatnet_nano_cc_224"), methods=["kd"])
+    assert text == "timm:coatnet_nano_cc_224: pretrained: true, but timm has no weights for this model"
+
+
+@pytest.mark.parametrize("where", ["pairs", "teachers", "include"])
+def test_a_bad_checkpoint_is_told_at_the_teacher(make_plan, tmp_path, where):
+    (tmp_path / "junk.pth").write_bytes(b"edge" * 30)
+    bad = {"name": TEACHER, "checkpoint": "junk.pth"}
+    overrides = {
+        "pairs": {"pairs": [{"teacher": TEACHER, "student": STUDENT}, {"student": TEACHER, "teacher": bad}]},
+        "teachers": {"pairs": None, "teachers": [TEACHER, bad], "students": [STUDENT]},
+        "include": {"include": [{"teacher": bad, "student": TEACHER}]},
+    }[where]
+    number, text = refused(make_plan, tmp_path, methods=["kd"], **overrides)
+    head = [] if where == "teachers" else ["teacher:"]
+    found = [line.removeprefix("- ") for line in lines_from(tmp_path, number)]
+    assert found[: len(head) + 2] == [*head, f"name: {TEACHER}", "checkpoint: junk.pth"]
+    assert text == (
+        f"{tmp_path}/junk.pth: not a checkpoint that can be read (it starts with b'edgeedge', which no file of "
+        "torch.save does)"
+    )
+
+
+def test_a_checkpoint_of_other_shape_is_told_at_the_teacher(make_plan, tmp_path, checkpoint):
+    pairs = [{"student": STUDENT, "teacher": checkpoint()}]
+    small = {"name": "synthetic", "args": {"num_classes": 4, "n_train": 64, "n_test": 16}}
+    number, text = refused(make_plan, tmp_path, pairs=pairs, methods=["kd"], datasets=[small])
+    assert lines_from(tmp_path, number)[0] == "teacher:"
+    assert "has shape (10, " in text
+
+
+def test_loaded_weights_are_one_teacher(make_plan, checkpoint):
+    hub = {"name": TEACHER, "pretrained": True}
+    sequential = {"name": "feed", "params": {"variant": "sequential"}}
+    for teacher, what in ((checkpoint(), "a checkpoint is"), (hub, "pretrained weights are")):
+        pairs = [{"teacher": teacher, "student": STUDENT}]
+        feed, alone = make_plan(methods=["feed", sequential], pairs=pairs).cells
+        assert feed.status == "not_applicable"
+        assert feed.reason == (
+            f"needs 2 different teachers, and {what} only one; teachers trained here differ by seed"
+        )
+        assert alone.status == "to run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "images"),
+    [
+        ({"limit": 65, "val_fraction": 0.0}, 65),
+        ({"limit": 75, "val_fraction": 0.1}, 65),  # 10 classes, so 10 are held out
+        ({"limit": 64, "val_fraction": 0.0}, None),
+        ({"limit": 65, "val_fraction": 0.0, "drop_last": True}, None),
+        ({"limit": 65, "val_fraction": 0.0, "batch_size": 63}, None),
+    ],
+)
+def test_a_last_batch_of_one_image_is_told(make_plan, changes, images):
+    data = {**DIGITS, "limit_train": changes.pop("limit")}
+    recipe = {**RECIPE, "batch_size": 64, **changes}
+    plan = make_plan(methods=["vanilla", "kd"], datasets=[data], recipe=recipe)
+    found = [w for w in plan.warnings if "1 image" in w]
+    if images is None:
+        assert found == []
+    else:
+        (warning,) = found
+        assert f"'digits': {images} images to train on" in warning
+        assert "set drop_last: true in the recipe, or another batch_size" in warning
+
+
+def test_the_count_of_the_plan_is_that_of_the_run(make_plan):
+    from kdbench.engine.data.splits import make_splits
+    from kdbench.launch.foresight import training_images
+    from kdbench_datasets.digits import Digits
+
+    info = Digits().describe()
+    for limit, share in ((None, 0.1), (75, 0.1), (500, 0.33), (500, 0.0)):
+        data = {"name": "digits", **({"limit_train": limit} if limit else {})}
+        plan = make_plan(methods=["vanilla"], datasets=[data], recipe={**RECIPE, "val_fraction": share})
+        splits = make_splits(Digits(), info, val_fraction=share, limit_train=limit)
+        assert training_images(plan.cells[0].spec, info) == len(splits["train"])

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from kdbench.registry import describe_params, first_paragraph
+from kdbench.registry import describe_params, documentation
 
 
 class Model(BaseModel):
@@ -21,7 +21,7 @@ class Plain:
     """First line
     goes on.
 
-    Second paragraph.
+    Second paragraph: ``x = 1``.
     """
 
     must: int
@@ -50,11 +50,11 @@ def test_anything_else_is_refused():
         describe_params(int)
 
 
-def test_first_paragraph():
-    assert first_paragraph(Plain) == "First line goes on."
+def test_documentation_is_the_whole_docstring_as_plain_text():
+    assert documentation(Plain) == "First line\ngoes on.\n\nSecond paragraph: x = 1."
 
     class Bare(Plain):
         pass
 
-    assert first_paragraph(Bare) == ""
-    assert first_paragraph(describe_params).startswith("Return the parameters of a pydantic model")
+    assert documentation(Bare) == ""
+    assert documentation(describe_params).startswith("Return the parameters of a pydantic model")

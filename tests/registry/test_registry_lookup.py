@@ -3,7 +3,7 @@
 import pytest
 from fake_distributions import method_plugin, unique_module
 
-from kdbench.errors import PluginError, UnknownName
+from kdbench.errors import KdbenchError, PluginError, UnknownName
 from kdbench.registry import KINDS, Registry, environment_for_workers, singular, to_kind
 
 ZOO = """
@@ -12,7 +12,8 @@ from kdbench.hooks import ArchitectureEntry, hookimpl
 @hookimpl
 def kdbench_architectures():
     return [
-        ArchitectureEntry(name="zoo", target="{0}:build", namespace=True, names="{0}:{1}"),
+        ArchitectureEntry(name="zoo", target="{0}:build", namespace=True, names="{0}:{1}",
+                          pretrained="{0}:check", tags=("big cats",), summary="Animals of Africa"),
         ArchitectureEntry(name="plainnet", target="{0}:build"),
     ]
 """
@@ -22,6 +23,12 @@ def build(*, model=None, **args):
 
 def names():
     return ["zebranet50", "antnet18"]
+
+def check(*, model, **args):
+    from kdbench.errors import KdbenchError
+
+    if model != "antnet18" and "file" not in args:
+        raise KdbenchError(f"{model} has none")
 
 def fails():
     raise OSError("the list is gone")
@@ -146,6 +153,25 @@ def test_namespace_errors(zoo, name, message):
     with pytest.raises(UnknownName) as caught:
         zoo.get("architectures", name)
     assert message in str(caught.value)
+
+
+def test_pretrained_weights_are_as_the_entry_says(zoo):
+    zoo.check_pretrained("zoo:antnet18", {})
+    zoo.check_pretrained("zoo:zebranet50", {"file": "w"})
+    with pytest.raises(KdbenchError, match=r"^zebranet50 has none$"):
+        zoo.check_pretrained("zoo:zebranet50", {})
+    with pytest.raises(KdbenchError, match=r"^'plainnet' has no pretrained weights; these have: .*zoo:\*"):
+        zoo.check_pretrained("plainnet", {})
+
+
+def test_suggestions_look_at_case_and_words(zoo):
+    with pytest.raises(UnknownName, match=r"did you mean 'plainnet'"):
+        zoo.get("architectures", "PLAINNET")
+    for words in ("big cats", "AFRICA"):
+        with pytest.raises(UnknownName, match=r"did you mean 'zoo'\?"):
+            zoo.get("architectures", words)
+    with pytest.raises(UnknownName, match="see `kdbench list architectures`"):
+        zoo.get("architectures", "fric")  # part of a word
 
 
 def test_names_include_the_models_of_namespaces(zoo):
