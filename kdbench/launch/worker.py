@@ -45,7 +45,7 @@ def run_folder(
     report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
 
     def failed(status: Any, e: BaseException, *, trace: bool = True) -> int:
-        text = str(e) or type(e).__name__
+        text = what_happened(e)
         if trace:
             traceback.print_exc()  # to the cell's log, where people look first
         else:
@@ -84,6 +84,18 @@ def run_folder(
     finally:
         lock.close()
     return DONE
+
+
+def what_happened(e: BaseException) -> str:
+    """Return an exception as a reader needs it: with its class, unless its text was written to be read alone."""
+    from kdbench.engine.loop import Diverged
+    from kdbench.errors import KdbenchError
+    from kdbench.protocol.types import NotApplicable
+
+    name, text = type(e).__name__, str(e)
+    if text and isinstance(e, (KdbenchError, NotApplicable, Diverged)):
+        return text
+    return f"{name}: {text}" if text else name
 
 
 def _circumstances(cell: CellFile, registry: Registry | None) -> dict[str, Any]:

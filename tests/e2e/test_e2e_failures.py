@@ -82,7 +82,7 @@ def test_failures_stay_in_their_cells(kdbench, tiny_matrix, site):
     }
     errors = {act: found[f"saboteur(act={act})"]["error"] for act in STATUS}
     assert errors["raise"]["type"] == "ValueError"
-    assert errors["raise"]["message"] == "sabotage in the loss"
+    assert errors["raise"]["message"] == "ValueError: sabotage in the loss"
     assert "saboteur_code.py" in errors["raise"]["traceback"]
     assert "saboteur_code.py" in errors["memory"]["traceback"]
     assert "code 7" in errors["exit"]["message"]

@@ -11,6 +11,7 @@ from matrices import write_matrix
 
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.loop import Diverged
+from kdbench.errors import DataError, KdbenchError
 from kdbench.launch.plan import Planner
 from kdbench.launch.worker import FAILED, run_folder
 from kdbench.leaderboard.board import make_board
@@ -78,3 +79,20 @@ def test_what_a_nan_made_fail_is_diverged_and_the_cause_stays_in_view(
     assert record.error is not None
     assert record.error.message == TOLD
     assert "linalg.eigh" in (record.error.traceback or "")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("act9"), "KeyError: 'act9'"),
+        (RuntimeError(), "RuntimeError"),
+        (KdbenchError("no file"), "no file"),
+        (DataError("bad image"), "bad image"),
+    ],
+)
+def test_the_class_of_an_exception_is_told(
+    ends_with: Callable[[Exception], Outcome], error: Exception, message: str
+) -> None:
+    record, _ = ends_with(error)
+    assert record.error is not None
+    assert (record.error.type, record.error.message) == (type(error).__name__, message)
