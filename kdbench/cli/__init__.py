@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdbench import __version__
+from kdbench.cli._usage import in_one_line
 from kdbench.errors import KdbenchError, did_you_mean
 
 if TYPE_CHECKING:
@@ -89,10 +90,16 @@ class LazyGroup(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl([(verb, text) for verb, (_, text) in VERBS.items()])
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the group's own options."""
+        with in_one_line():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; errors that a user is meant to read become one line and an exit code."""
         try:
-            return super().invoke(ctx)
+            with in_one_line():
+                return super().invoke(ctx)
         except KdbenchError as error:
             self._fail(ctx, str(error), error.exit_code)
         except OSError as error:

@@ -7,9 +7,12 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from kdbench.registry import Registry
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
@@ -47,6 +50,12 @@ def entry_row(kind: str, entry: Any) -> dict[str, Any]:
     if "kind" in fields:
         fields["output_kind"] = fields.pop("kind")
     return {"kind": kind, **fields}
+
+
+def ordinary_capabilities(registry: Registry) -> frozenset[str]:
+    """Return the capabilities that every task has, so that to need one tells nothing."""
+    each: list[frozenset[str]] = [r.entry.capabilities for r in registry.all("tasks")]  # type: ignore[attr-defined]
+    return frozenset.intersection(*each) if each else frozenset()
 
 
 def plain(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 @click.command("list")
 @click.argument("kind", required=False)
 @click.option(
-    "--filter", "pattern", metavar="TEXT", help="Only entries with TEXT; may be a pattern with * and ?."
+    "--filter",
+    "pattern",
+    metavar="TEXT",
+    help="Only entries with TEXT in any column, or whose name fits a pattern with * and ?.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects.")
 @click.pass_obj
@@ -29,7 +33,7 @@ def list_(settings: Settings, kind: str | None, pattern: str | None, as_json: bo
     """
     from kdbench.cli._matrices import MATRICES, kind_of
     from kdbench.cli._table import print_json
-    from kdbench.registry import KINDS
+    from kdbench.registry import KINDS, suggestion
 
     kinds = [kind_of(kind)] if kind else [*KINDS, MATRICES]
     keep = _matcher(pattern)
@@ -44,7 +48,12 @@ def list_(settings: Settings, kind: str | None, pattern: str | None, as_json: bo
         click.echo("no plug-ins: is kdbench installed? (see `kdbench plugins`)", err=True)
     elif not rows:
         what = kind_of(kind) if kind else "entries"
-        click.echo(f"no {what} match {pattern!r}" if pattern else f"no {what}", err=True)
+        near = (
+            suggestion(pattern, (n for k in kinds if k != MATRICES for n in settings.registry().names(k)))
+            if pattern
+            else ""
+        )
+        click.echo(f"no {what} match {pattern!r}{near}" if pattern else f"no {what}", err=True)
 
 
 def _matcher(pattern: str | None) -> Callable[..., bool]:
@@ -62,11 +71,15 @@ def _matcher(pattern: str | None) -> Callable[..., bool]:
 def _entry_rows(
     settings: Settings, kind: str, keep: Callable[..., bool], filtered: bool
 ) -> Iterable[dict[str, Any]]:
-    for item in settings.registry().all(kind):
+    from kdbench.cli._table import ordinary_capabilities
+
+    registry = settings.registry()
+    ordinary = ordinary_capabilities(registry)
+    for item in registry.all(kind):
         if getattr(item.entry, "namespace", False):
             yield from _namespace_rows(item, keep, filtered)
-        elif keep(item.name, item.entry.summary, *item.entry.tags):
-            yield _row(item)
+        elif keep(item.name, *_texts(row := _row(item, ordinary))):
+            yield row
 
 
 def _namespace_rows(item: Registered, keep: Callable[..., bool], filtered: bool) -> Iterable[dict[str, Any]]:
@@ -91,7 +104,14 @@ def _namespace_rows(item: Registered, keep: Callable[..., bool], filtered: bool)
     }
 
 
-def _row(item: Registered) -> dict[str, Any]:
+def _texts(row: dict[str, Any]) -> list[str]:
+    """Return every text of a row that a user sees, or that says what the entry is."""
+    return [
+        _text(row.get(key)) for key in ("summary", "tags", "paper", "needs_text", "distribution", "target")
+    ]
+
+
+def _row(item: Registered, ordinary: Collection[str] = ()) -> dict[str, Any]:
     from kdbench.cli._table import entry_row
 
     return {
@@ -99,7 +119,7 @@ def _row(item: Registered) -> dict[str, Any]:
         "version": item.version,
         "plugin": item.plugin.name,
         "distribution": item.plugin.distribution,
-        **({"needs_text": needs.describe()} if (needs := getattr(item.entry, "needs", None)) else {}),
+        **({"needs_text": needs.describe(ordinary)} if (needs := getattr(item.entry, "needs", None)) else {}),
     }
 
 
@@ -123,7 +143,8 @@ def _print(rows: list[dict[str, Any]], kinds: list[str], *, sections: bool) -> N
         columns = {"name": "name", "summary": "summary"}
         if kind == "methods":
             columns |= {"paper": "paper", "needs": "needs_text"}
-        if kind != MATRICES:
+        # on a terminal, room is for what differs between the rows
+        if kind != MATRICES and not (sys.stdout.isatty() and len({r["distribution"] for r in mine}) == 1):
             columns["plug-in"] = "distribution"
         if not first:
             click.echo()

@@ -32,7 +32,7 @@ def show(settings: Settings, words: tuple[str, ...], as_json: bool) -> None:
     registry = settings.registry()
     name = words[-1]
     kind = kind_of(words[0]) if len(words) == 2 else _find_kind(registry, name)
-    facts = matrix_facts(name) if kind == MATRICES else entry_facts(registry.get(kind, name))
+    facts = matrix_facts(name) if kind == MATRICES else entry_facts(registry, registry.get(kind, name))
     if as_json:
         print_json(facts)
     elif kind == MATRICES:
@@ -44,7 +44,7 @@ def show(settings: Settings, words: tuple[str, ...], as_json: bool) -> None:
 def _find_kind(registry: Registry, name: str) -> str:
     """Return the only kind that has `name`. Raises UnknownName for none or several."""
     from kdbench.cli._matrices import MATRICES, shipped_matrices
-    from kdbench.registry import KINDS, suggestion
+    from kdbench.registry import KINDS, mentioned, suggestion
 
     key = name.partition(":")[0]
     matrices = [m.name for m in shipped_matrices()]
@@ -64,13 +64,13 @@ def _find_kind(registry: Registry, name: str) -> str:
         if registry.withheld(kind, name):
             return kind
     known = [*(n for kind in KINDS for n in registry.names(kind)), *matrices]
-    raise UnknownName(f"nothing is named {name!r}{suggestion(name, known) or ': see `kdbench list`'}")
+    hint = suggestion(name, known) or mentioned(name, (r.entry for kind in KINDS for r in registry.all(kind)))
+    raise UnknownName(f"nothing is named {name!r}{hint or ': see `kdbench list`'}")
 
 
 #: Keys of the first block, in order, with the words they are shown under.
 _HEAD = {
     "summary": "summary",
-    "documentation": "documentation",
     "paper": "paper",
     "needs_text": "needs",
     "fidelity": "fidelity",
@@ -95,6 +95,8 @@ def _print(facts: dict[str, Any]) -> None:
     told = {key: label for key, label in _HEAD.items() if facts.get(key) not in (None, "", [])}
     head = [(label, _text(facts[key])) for key, label in told.items()]
     print_table((singular(facts["kind"]), facts["name"]), [*head, ("provider", provider)])
+    if facts["documentation"]:
+        click.echo(f"\n{facts['documentation']}")
     if facts.get("parameters"):
         rows = [
             [p["name"], p["type"], "required" if p["required"] else repr(p["default"]), p["description"]]

@@ -40,7 +40,7 @@ _CORE_METHODS = (
     MethodEntry(
         name="fitnet",
         target="kdbench_methods.fitnet:FitNet",
-        summary="Regression from a student stage to a teacher stage (the hint).",
+        summary="FitNets: regression from a student stage to a teacher stage (the hint).",
         paper="Romero, Ballas, Kahou, Chassang, Gatta, Bengio, ICLR 2015, arXiv:1412.6550",
         version="1",
         tags=("features",),

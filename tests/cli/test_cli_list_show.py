@@ -2,8 +2,14 @@
 
 import errno
 import json
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
+from fcntl import ioctl
 
 import click
 import pytest
@@ -26,7 +32,7 @@ from kdbench.api import DataError, KdbenchError, Metric
 class Target:
     """What the method [does].
 
-    More.
+    More: ``L = 2·x``.
     """
 
     fidelity = "paper"
@@ -205,6 +211,14 @@ class TestList:
         assert "wombat" in rows_of(invoke("list", "methods", "--filter", "EARTH").stdout)
         assert "wombat" in rows_of(invoke("list", "methods", "--filter", "digs").stdout)
 
+    @pytest.mark.parametrize("word", ["author", "2020", "SAMPLE INDEX", "outback"])
+    def test_filter_looks_at_every_column(self, word):
+        assert "wombat" in rows_of(invoke("list", "methods", "--filter", word).stdout)
+
+    def test_filter_that_is_nearly_a_name(self):
+        result = invoke("list", "methods", "--filter", "Wombats")
+        assert result.stderr == "no methods match 'Wombats' (did you mean 'wombat'?)\n"
+
     def test_nothing_found(self):
         result = invoke("list", "methods", "--filter", "zzzzzz")
         assert result.stdout == ""
@@ -239,7 +253,7 @@ class TestShow:
         text = invoke("show", *words).stdout
         rows = rows_of(text)
         assert rows["summary"].endswith("digs [1]")
-        assert rows["documentation"].endswith("What the method [does].")
+        assert "\n\nWhat the method [does].\n\nMore: L = 2·x.\n\nparameters\n" in text
         assert rows["needs"].endswith("2 teachers, sample index")
         assert rows["fidelity"].endswith("paper")
         assert rows["provider"].endswith("fake-outback 4.2 (plug-in outback)")
@@ -258,6 +272,7 @@ class TestShow:
             }
         ]
         assert facts["presets"] == {"small": {"beta": 8.0}}
+        assert facts["documentation"] == "What the method [does].\n\nMore: L = 2·x."
         assert facts["distribution_version"] == "4.2"
 
     def test_architecture_counts(self):
@@ -307,6 +322,12 @@ class TestShow:
         assert "`kdbench show methods twin` or `kdbench show datasets twin`" in error
         assert as_json("show", "dataset", "twin")["kind"] == "datasets"
 
+    def test_suggestions_look_at_case_and_words(self):
+        assert "did you mean 'wombat'" in invoke("show", "WOMBAT", code=2).stderr
+        for words in ("a. author", "digs [1]", "Earth"):
+            assert "(did you mean 'wombat'?)" in invoke("show", words, code=2).stderr
+            assert "(did you mean 'wombat'?)" in invoke("show", "method", words, code=2).stderr
+
     def test_unknown_and_withheld_names(self):
         assert "nothing is named 'wombatt' (did you mean 'wombat'" in invoke("show", "wombatt", code=2).stderr
         error = invoke("--disable-plugin", "fake-outback", "show", "wombat", code=2).stderr
@@ -327,6 +348,43 @@ class TestShow:
 
     def test_three_words(self):
         assert "expected [KIND] NAME" in invoke("show", "a", "b", "c", code=2).stderr
+
+
+def on_terminal(columns, *arguments):
+    """Return the lines that a command writes to a terminal of so many columns, without colours."""
+    ours, theirs = pty.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    line = [sys.executable, "-m", "kdbench", *arguments]
+    process = subprocess.Popen(line, stdout=theirs, stderr=theirs, stdin=theirs, env=env)
+    os.close(theirs)
+    written = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            written += chunk
+    except OSError:  # how a terminal says that its last writer has left
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    return re.sub(r"\x1b\[[0-9;]*m", "", written.decode()).splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_methods_fit_the_terminal(columns):
+    lines = on_terminal(columns, "list", "methods")
+    assert max(map(len, lines)) <= columns
+    assert "plug-in" not in lines[1]  # all are of one
+    text = " ".join(" ".join(lines).split())
+    assert "Zagoruyko" in text
+    assert "task is" not in text
+
+
+def test_the_methods_in_a_pipe_are_complete():
+    rows = rows_of(invoke("list", "methods").stdout)
+    assert rows["name"].split() == ["name", "summary", "paper", "needs", "plug-in"]
+    assert "arXiv:1612.03928" in rows["at"]
+    assert "task" not in rows["at"].partition("arXiv")[2]  # every task has what it needs
+    assert "batch >= 3" in rows["rkd"]
 
 
 class TestCommand:
@@ -380,6 +438,26 @@ class TestCommand:
         result = CliRunner().invoke(main, ["lst"])
         assert result.exit_code == 2
         assert "no such verb 'lst' (did you mean 'list'?)" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "line"),
+        [
+            (["schema", "matri"], "schema: .*'matri' is not one of .* \\(did you mean 'matrix'\\?\\); see "),
+            (["show"], "show: Missing argument .*; see `kdbench show --help`"),
+            (["cell", "/no/such/folder"], "cell: .*Directory '/no/such/folder' does not exist"),
+            (["list", "--flter", "x"], r"list: .*--flter.*\(did you mean '--filter'\?\)|list: .*--flter"),
+            (["run-matrix", "m.yaml", "--workers", "0"], "run-matrix: .*--workers.*0 is not in the range"),
+            (["--frob"], "No such option.*--frob.*; see `kdbench --help`"),
+            (["lst"], "no such verb 'lst'"),
+        ],
+    )
+    def test_misuse_is_one_line(self, arguments, line):
+        result = CliRunner().invoke(main, arguments, prog_name="kdbench")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert re.fullmatch(f"kdbench: error: ({line}).*\n", result.stderr)
+
+    def test_the_help_page_of_the_bare_command_stays(self):
+        assert "Usage: kdbench" in CliRunner().invoke(main, [], prog_name="kdbench").output
 
     def test_version_and_help(self):
         assert CliRunner().invoke(main, ["--version"]).output == f"kdbench {kdbench.__version__}\n"
