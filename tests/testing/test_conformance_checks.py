@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner
-from mutants import LeavesHook, Right
+from mutants import (
+    DetachesAll,
+    DetachesHintInItsStep,
+    ForgetsTheMean,
+    LeavesHook,
+    MatchesLogits,
+    Right,
+    TunesTeacher,
+)
 
 import kdbench.engine.build
-from kdbench.api import KdbenchError, Needs, NotApplicable
+from kdbench.api import KdbenchError, MethodParams, Needs, NotApplicable
 from kdbench.cli import main
 from kdbench.registry import Registry
 from kdbench.testing import Check, Report, check_method
@@ -58,6 +66,31 @@ def test_setup_that_fails_is_one_check(registry: Registry) -> None:
     assert [c.name for c in report.checks] == ["setup"]
     assert not report.passed
     assert "KeyError: 'layer9'" in report.failures()[0]
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet99", r"^unknown architecture 'resnet99' \(did you mean 'resnet"),
+        ("timm:test_resnett", r"has no model 'test_resnett' \(did you mean 'test_resnet'"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_an_error_of_the_user(
+    role: str, name: str, words: str, registry: Registry
+) -> None:
+    networks: dict[str, Any] = {role: name}
+    with pytest.raises(KdbenchError, match=words):
+        check_method(Right, registry=registry, **networks)
+
+
+def test_an_error_of_kdbench_in_setup_is_the_fault_of_setup(registry: Registry) -> None:
+    class Asks(Right):
+        def setup(self, run: Any) -> None:
+            raise KdbenchError("no such thing")
+
+    report = check_method(Asks, registry=registry)
+    assert "setup() raised KdbenchError: no such thing" in report.failures()[0]
 
 
 def test_refused_pair_is_an_error_of_the_user(registry: Registry) -> None:
@@ -128,10 +161,72 @@ def test_an_entry_with_other_needs_is_found(registry: Registry) -> None:
     assert check_method("right", only=["entry"], registry=made_up).passed
 
 
+def test_an_error_of_the_contract_says_what_to_do(registry: Registry) -> None:
+    report = check_method(ForgetsTheMean, registry=registry)
+    (check,) = report.checks
+    assert check.seen.startswith(
+        "loss() must return {name: scalar tensor}; 'hint' has shape (8,): take its mean"
+    )
+    assert "mutants.py:" in check.seen
+    assert check.fix == "Return {name: scalar tensor}: a mean over the batch, with its gradient."
+    (check,) = check_method(DetachesAll, registry=registry).checks
+    assert check.fix.startswith("Do not detach the loss or compute it under torch.no_grad")
+
+
+def test_a_parameter_without_gradient_may_be_a_detached_loss(registry: Registry) -> None:
+    report = check_method(DetachesHintInItsStep, only=["parameters learn"], registry=registry)
+    assert report.checks[1].fix.endswith("and do not detach the loss or compute it under torch.no_grad.")
+
+
+def test_a_resume_that_fails_for_the_teacher_says_so(registry: Registry) -> None:
+    report = check_method(TunesTeacher, only=["resume"], registry=registry)
+    assert report.checks[1].seen.endswith("a cut and a resume; the teacher changes, see 'teacher untouched'")
+
+
+class Warm(MatchesLogits):
+    """Says what its temperature is."""
+
+    class Params(MethodParams):
+        """Temperature."""
+
+        temperature: float = 1.0
+        steps: int = 100
+
+    presets = {"check": {"steps": 2, "temperature": 2.0}, "hot": {"temperature": 8.0}}
+    seen: ClassVar[list[tuple[float, int]]] = []
+
+    def setup(self, run: Any) -> None:
+        self.seen.append((self.hp.temperature, self.hp.steps))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (2.0, 2)),
+        ({"preset": "hot"}, (8.0, 2)),
+        ({"preset": "hot", "params": {"temperature": 3.0}}, (3.0, 2)),
+        ({"preset": "hot", "params": {"steps": 5}}, (8.0, 5)),
+    ],
+)
+def test_a_preset_lies_under_the_parameters(
+    options: dict[str, Any], expected: tuple[float, int], registry: Registry
+) -> None:
+    Warm.seen.clear()
+    assert check_method(Warm, only=["registered state"], registry=registry, **options).passed
+    assert Warm.seen[0] == expected
+
+
+def test_an_unknown_preset(registry: Registry) -> None:
+    with pytest.raises(KdbenchError, match=r"^method 'Warm' has no preset 'hott' \(did you mean 'hot'\?\)"):
+        check_method(Warm, preset="hott", registry=registry)
+    with pytest.raises(KdbenchError, match=r"^method 'kd' has no preset 'cifar10' \(did you mean 'cifar100'"):
+        check_method("kd", preset="cifar10", registry=registry)
+
+
 def test_unknown_names_and_bad_parameters(registry: Registry) -> None:
     with pytest.raises(KdbenchError, match=r"unknown method 'vanila' \(did you mean 'vanilla'"):
         check_method("vanila", registry=registry)
-    with pytest.raises(KdbenchError, match=r"alhpa: unknown.*'alpha'"):
+    with pytest.raises(KdbenchError, match=r"^method 'kd': alhpa: unknown.*'alpha'"):
         check_method("kd", params={"alhpa": 1}, registry=registry)
     with pytest.raises(KdbenchError, match=r"unknown check 'memry' \(did you mean 'memory'"):
         check_method("kd", only=["memry"], registry=registry)
@@ -183,7 +278,11 @@ class TestCommand:
 
     def test_table(self, report: Report) -> None:
         done = CliRunner().invoke(
-            main, ["check-method", "kd", "--param", "temperature=2", "--check", "memory"]
+            main,
+            [
+                *("check-method", "kd", "--param", "temperature=2"),
+                *("--check", "memory", "--preset", "cifar100"),
+            ],
         )
         assert done.exit_code == 1
         title, header, first, second = done.stdout.splitlines()
@@ -192,6 +291,7 @@ class TestCommand:
         assert first.split() == ["resume", "pass", "0.00", "equal"]
         assert second.split() == ["memory", "FAIL", "0.00", "16", "[bytes]", "left", "Free", "it."]
         assert self.options["params"] == {"temperature": 2}
+        assert self.options["preset"] == "cifar100"
         assert self.options["only"] == ("memory",)
 
     def test_json(self, report: Report) -> None:
@@ -205,6 +305,12 @@ class TestCommand:
         ("arguments", "words"),
         [
             (["kdd"], "unknown method 'kdd' (did you mean 'kd'"),
+            (["kd", "--preset", "cifar"], "method 'kd' has no preset 'cifar' (did you mean 'cifar100'?)"),
+            (["kd", "--teacher", "resnet99"], "unknown architecture 'resnet99' (did you mean 'resnet"),
+            (
+                ["kd", "--param", "temprature=2"],
+                "method 'kd': temprature: unknown (did you mean 'temperature'",
+            ),
             (["kd", "--param", "temperature"], "--param temperature: expected KEY=VALUE"),
             (["kd", "--param", "temperature=["], "--param temperature: '[' is not a YAML value"),
         ],

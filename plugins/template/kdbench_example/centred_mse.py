@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
 
 
 def centred_mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -30,6 +31,13 @@ class CentredMSE(Method):
 
     needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
     presets = {"gentle": {"weight": 0.1}}
+    fidelity = "paper"
+
+    @classmethod
+    def golden(cls) -> Sequence[Golden]:
+        student, teacher = torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
+        by_hand = "½·(0.5² + 0.5²)/2"
+        return [Golden("logits (1, 0), (0, 0)", lambda: centred_mse(student, teacher), 0.125, by_hand)]
 
     def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Run) -> Mapping[str, Tensor]:
         match = self.hp.weight * centred_mse(S.logits, T[0].logits)
