@@ -69,6 +69,19 @@ def test_a_page_has_all_that_the_method_tells(items, pages):
             assert f"https://arxiv.org/abs/{arxiv}" in pages[f"methods/{name}.md"]
 
 
+def test_fidelity_that_is_not_stated_or_has_no_paper(items, monkeypatch):
+    def row():
+        page = methods.method_page(items["kd"], [], [])
+        return next(line for line in page.splitlines() if line.startswith("| **Fidelity**"))
+
+    cls = items["kd"].load()
+    assert "<code>paper</code>: follows the paper." in row()
+    monkeypatch.delattr(cls, "fidelity")
+    assert "<code>not stated</code>: the method does not say what its code follows." in row()
+    monkeypatch.setattr(cls, "fidelity", "", raising=False)
+    assert row() == "| **Fidelity** | — |"
+
+
 def test_a_page_tells_what_the_pair_must_have(items, pages):
     """Whoever copies the lines of a page gets cells that run."""
     assert {n for n, i in items.items() if i.entry.needs.assistants} == {"takd"}

@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, Field
 
+from kdbench.hooks import Needs
 from kdbench.registry import describe_params, documentation
 
 
@@ -43,6 +44,17 @@ def test_dataclass():
     assert (must.type, must.required) == ("int", True)
     assert (size.type, size.default, size.description) == ("int | None", 3, "side")
     assert parts.default == []
+
+
+def test_needs_name_capabilities_in_words():
+    needs = Needs(min_batch=2, capabilities=frozenset({"features", "supervised", "odd"}))
+    assert needs.describe() == [
+        "batch >= 2",
+        "networks with inner features",
+        "a task that is odd",
+        "a task with labels to learn from",
+    ]
+    assert needs.describe({"features", "supervised"}) == ["batch >= 2", "a task that is odd"]
 
 
 def test_anything_else_is_refused():
