@@ -15,7 +15,9 @@ from kdbench.cli._table import print_json, print_table
 @click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="Hyper-parameter; repeatable.")
 @click.option("--preset", default=None, metavar="NAME", help="A preset of the method; --param goes over it.")
 @click.option("--teacher", default="timm:test_resnet", show_default=True, help="Architecture of teachers.")
-@click.option("--student", default="timm:test_resnet", show_default=True, help="Architecture of the student.")
+@click.option(
+    "--student", help="Architecture of the student (default: the method entry's, mostly timm:test_resnet)."
+)
 @click.option("--check", "only", multiple=True, metavar="CHECK", help="Run this check only; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
@@ -25,7 +27,7 @@ def check_method(
     params: tuple[str, ...],
     preset: str | None,
     teacher: str,
-    student: str,
+    student: str | None,
     only: tuple[str, ...],
     as_json: bool,
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from kdbench.engine.contract import ContractError
 from kdbench.engine.loop import Diverged
 from kdbench.errors import KdbenchError, did_you_mean
+from kdbench.hooks import MethodEntry
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import NotApplicable
 from kdbench.registry import Registry
@@ -75,7 +76,7 @@ def check_method(
     params: Mapping[str, Any] | None = None,
     preset: str | None = None,
     teacher: str = "timm:test_resnet",
-    student: str = "timm:test_resnet",
+    student: str | None = None,
     only: Collection[str] = (),
     registry: Registry | None = None,
 ) -> Report:
@@ -87,7 +88,7 @@ def check_method(
         method: a registered name, or a subclass of ``Method``.
         params: hyper-parameters (default: the method's own), over those of the preset.
         preset: one of the method's presets.
-        teacher, student: architectures to try it on.
+        teacher, student: architectures to try it on (default student: the entry's ``check_student``).
         only: names of checks (default: all). The first one, "finite losses", always runs.
 
     Returns:
@@ -101,8 +102,11 @@ def check_method(
     registry = registry or Registry.load()
     named = isinstance(method, str)
     rules = _chosen((*RULES, ENTRY) if named else RULES, only)
-    cls: type[Method] = registry.get("methods", method).load() if isinstance(method, str) else method
-    name = method if isinstance(method, str) else cls.__name__
+    entry = registry.get("methods", method) if isinstance(method, str) else None
+    cls: type[Method] = method if entry is None else entry.load()  # type: ignore[assignment]
+    name = cls.__name__ if entry is None else entry.name
+    # of the class it is the default
+    student = student or (MethodEntry if entry is None else entry.entry).check_student
     bench = Bench(registry, cls, params or {}, teacher=teacher, student=student, name=name, preset=preset)
     report = Report(name, teacher, student)
     subject = Subject(bench, name if named else None)
