@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.handle import NetHandle
 from kdbench.engine.taps import deliver, feature_info
-from kdbench.protocol.types import NotApplicable, Out, Tap
+from kdbench.protocol.types import Feats, NotApplicable, Out, Tap
 
 
 class _Inject(nn.Module):
@@ -40,9 +40,10 @@ class BranchHandle(NetHandle):
                 logits = self._shell(feat)
         finally:
             self._inject.value = None
-        feats = {
-            t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in self._wanted.items()
-        }
+        feats = Feats(
+            {t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in self._wanted.items()}
+        )
+        feats.owner = self._owner
         return Out(logits, feats, pooled[0].flatten(1) if pooled else None)
 
 

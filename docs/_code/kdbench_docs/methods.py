@@ -92,7 +92,7 @@ def needs_in_words(needs: Any) -> list[str]:
         ordinary.append("one teacher")
     if needs.data != "none":
         ordinary.append("training images")
-    if needs.labels:
+    if needs.labels and "supervised" not in needs.capabilities:
         ordinary.append("labels")
     return [*ordinary, *needs.describe()]
 
