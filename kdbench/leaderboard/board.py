@@ -35,13 +35,16 @@ class Board:
 
     title: str
     description: str
+    notes: tuple[str, ...]
     rows: list[Row]
     sections: list[Section]
     unfinished: list[Unfinished]
     statuses: list[tuple[str, int]]
 
 
-def make_board(records: Sequence[Record], *, title: str, description: str = "") -> Board:
+def make_board(
+    records: Sequence[Record], *, title: str, description: str = "", notes: Sequence[str] = ()
+) -> Board:
     """Make a board; it depends on the set of records, not on their order.
 
     Raises RecordError when two records have one cell id.
@@ -53,7 +56,8 @@ def make_board(records: Sequence[Record], *, title: str, description: str = "") 
     rows = make_rows(records)
     relate(rows)
     statuses = sorted(Counter(str(r.status) for r in records).items())
-    return Board(title, description, rows, make_sections(rows), _unfinished(rows), statuses)
+    sections = make_sections(rows)
+    return Board(title, description, tuple(notes), rows, sections, _unfinished(rows), statuses)
 
 
 def pair(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from kdbench.results.schema import Record
 
 
-def render_board(records: Iterable[Record], *, title: str, description: str = "") -> dict[str, bytes]:
+def render_board(
+    records: Iterable[Record], *, title: str, description: str = "", notes: Sequence[str] = ()
+) -> dict[str, bytes]:
     """Return the files of a board, name to content; equal sets of records give equal bytes.
 
     Raises RecordError when two records have one cell id.
@@ -20,7 +22,7 @@ def render_board(records: Iterable[Record], *, title: str, description: str = ""
     from kdbench.leaderboard.html_page import render_html
     from kdbench.leaderboard.markdown_page import render_markdown
 
-    board = make_board(list(records), title=title, description=description)
+    board = make_board(list(records), title=title, description=description, notes=notes)
     return {
         "leaderboard.csv": render_csv(board).encode(),
         "README.md": render_markdown(board).encode(),
@@ -34,6 +36,7 @@ def build_board(
     *,
     title: str | None = None,
     description: str | None = None,
+    notes: Sequence[str] = (),
 ) -> list[Path]:
     """Write ``leaderboard.csv``, ``README.md`` and ``index.html`` into the folder `out`, made if needed.
 
@@ -48,7 +51,8 @@ def build_board(
         r if isinstance(r, Record) else validate_record(r, f"record {str(r.get('cell_id'))[:12]}")
         for r in records
     ]
-    files = render_board(valid, title=title or out.resolve().name, description=description or "")
+    title = title or out.resolve().name
+    files = render_board(valid, title=title, description=description or "", notes=notes)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         atomic_write_bytes(out / name, content)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 from kdbench.errors import KdbenchError, RecordError, did_you_mean
 from kdbench.leaderboard.build import build_board, render_board
 from kdbench.leaderboard.rows import part
+from kdbench.leaderboard.text import NOTE
 from kdbench.results.store import RESULT, RunFolder, atomic_write_bytes, parse_record, read_limited
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Record
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
-_KEYS = {"title": 200, "description": 2000}
+#: Longest text of each key, in characters.
+_KEYS = {"title": 200, "description": 2000, "notes": NOTE}
+_MAX_NOTES = 40
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class BoardInfo:
 
     title: str
     description: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_info(folder: Path) -> BoardInfo:
@@ -40,13 +44,20 @@ def read_info(folder: Path) -> BoardInfo:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise KdbenchError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict):
-        raise KdbenchError(f"{path}: expected the keys {' and '.join(_KEYS)}")
+        raise KdbenchError(f"{path}: expected the keys {', '.join(_KEYS)}")
     for key, value in content.items():
         if key not in _KEYS:
             raise KdbenchError(f"{path}: unknown key {key!r:.60}{did_you_mean(str(key), _KEYS)}")
-        if not isinstance(value, str) or len(value) > _KEYS[key]:
+        texts = value if key == "notes" else [value]
+        if not isinstance(texts, list) or len(texts) > _MAX_NOTES:
+            raise KdbenchError(f"{path}: {key}: expected a list of at most {_MAX_NOTES} texts")
+        if not all(isinstance(text, str) and len(text) <= _KEYS[key] for text in texts):
             raise KdbenchError(f"{path}: {key}: expected a text of at most {_KEYS[key]} characters")
-    return BoardInfo(content.get("title") or folder.resolve().name, content.get("description", ""))
+    return BoardInfo(
+        content.get("title") or folder.resolve().name,
+        content.get("description", ""),
+        tuple(content.get("notes", ())),
+    )
 
 
 def read_records(folder: Path, problems: list[str] | None = None) -> list[Record]:
@@ -120,7 +131,7 @@ def build_folder(folder: Path) -> int:
     if not records:
         raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
     info = read_info(folder)
-    build_board(records, folder, title=info.title, description=info.description)
+    build_board(records, folder, title=info.title, description=info.description, notes=info.notes)
     return len(records)
 
 
@@ -134,7 +145,7 @@ def check_folder(folder: Path) -> list[str]:
         return problems
     try:
         info = read_info(folder)
-        expected = render_board(records, title=info.title, description=info.description)
+        expected = render_board(records, title=info.title, description=info.description, notes=info.notes)
     except KdbenchError as error:
         return [str(error)]
     for name, content in expected.items():

@@ -10,7 +10,7 @@ from kdbench.leaderboard.board import Board, setting_facts
 from kdbench.leaderboard.columns import columns
 from kdbench.leaderboard.rows import primary
 from kdbench.leaderboard.sections import Section
-from kdbench.leaderboard.text import NULL, clean, first_line
+from kdbench.leaderboard.text import NOTE, NULL, clean, first_line
 
 
 def render_html(board: Board) -> str:
@@ -20,6 +20,7 @@ def render_html(board: Board) -> str:
         _template().render(
             title=clean(board.title),
             description=clean(board.description, 2000),
+            notes=[clean(note, NOTE) for note in board.notes],
             statuses=board.statuses,
             sections=[_section(s, numbers) for s in board.sections],
             unfinished=[

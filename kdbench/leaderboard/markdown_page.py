@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from kdbench.leaderboard.board import Board, setting_facts
 from kdbench.leaderboard.columns import Column, columns
 from kdbench.leaderboard.sections import Section
-from kdbench.leaderboard.text import NULL, markdown
+from kdbench.leaderboard.text import NOTE, NULL, markdown
 
 
 def render_markdown(board: Board) -> str:
@@ -27,6 +27,8 @@ def render_markdown(board: Board) -> str:
     ]
     for section in board.sections:
         lines += _section(section)
+    if board.notes:
+        lines += ["## Notes", "", *(f"- {markdown(note, NOTE)}" for note in board.notes), ""]
     if board.unfinished:
         lines += ["## Cells that did not finish", ""]
         head = ["Status", "Method", "Pair", "Data set", "Seed", "Reason"]

@@ -9,6 +9,10 @@ NULL = "—"
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$#])")
 
 
+#: Longest note of a board, in characters.
+NOTE = 1000
+
+
 def clean(text: object, limit: int = 200) -> str:
     """Return a text as one line without control, format (bidirectional) and undefined characters."""
     line = str(text)

@@ -107,9 +107,24 @@ def test_board_yaml(tmp_path):
     assert check_folder(board) == []
 
 
+def test_notes_stand_under_the_tables(tmp_path):
+    board = make_board(tmp_path / "b")
+    (board / "board.yaml").write_text("notes: ['a *b* c', second]\n")
+    build_folder(board)
+    text = (board / "README.md").read_text()
+    assert text.endswith("## Notes\n\n- a \\*b\\* c\n- second\n")
+    assert "<li>a *b* c</li>" in (board / "index.html").read_text()
+    assert check_folder(board) == []
+    (board / "board.yaml").write_text("notes: [other]\n")
+    assert len(check_folder(board)) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
+        ("notes: text\n", "notes: expected a list"),
+        ("notes: [3]\n", "notes: expected a text of at most 1000"),
+        (f"notes: [{'x' * 1001}]\n", "notes: expected a text of at most 1000"),
         ("titel: x\n", "did you mean 'title'"),
         ("title: 3\n", "title: expected a text"),
         ("[1, 2]\n", "expected the keys"),

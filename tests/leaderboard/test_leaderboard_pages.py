@@ -157,11 +157,11 @@ def hostile_records(text):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_are_harmless(text):
-    plain = files(hostile_records("plain"), description="plain")
+    plain = files(hostile_records("plain"), description="plain", notes=["plain"])
     out = {
         k: v.decode()
         for k, v in render_board(
-            map(Record.model_validate, hostile_records(text)), title=text, description=text
+            map(Record.model_validate, hostile_records(text)), title=text, description=text, notes=[text]
         ).items()
     }
     page, reference = Page(out["index.html"]), Page(plain["index.html"])
