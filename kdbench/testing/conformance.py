@@ -104,9 +104,9 @@ def check_method(
     rules = _chosen((*RULES, ENTRY) if named else RULES, only)
     entry = registry.get("methods", method) if isinstance(method, str) else None
     cls: type[Method] = method if entry is None else entry.load()  # type: ignore[assignment]
-    name = cls.__name__ if entry is None else entry.name
-    # of the class it is the default
-    student = student or (MethodEntry if entry is None else entry.entry).check_student
+    name = method if isinstance(method, str) else cls.__name__
+    of_entry = getattr(None if entry is None else entry.entry, "check_student", MethodEntry.check_student)
+    student = student or of_entry
     bench = Bench(registry, cls, params or {}, teacher=teacher, student=student, name=name, preset=preset)
     report = Report(name, teacher, student)
     subject = Subject(bench, name if named else None)

@@ -249,7 +249,7 @@ def test_dry_run_tells_why_cells_cannot_be(kdbench, tiny_matrix):
     matrix = tiny_matrix(
         "reasons",
         methods=["kd", *reasons],
-        pairs=[{"teacher": "timm:test_convnext", "student": "timm:test_efficientnet"}],
+        pairs=[{"teacher": "timm:test_convnext", "student": "timm:test_resnet"}],
         recipe={**RECIPE, "batch_size": 2},
     )
     done = kdbench("run-matrix", matrix, "--dry-run")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.engine.checkpoint import load_state
+from kdbench.engine.contract import ContractError
 from kdbench.engine.divergence import WINDOW, Bad, Diverged, Terms, check_weights, told
 from kdbench.engine.loop import Interrupted
 from kdbench.protocol.method import Method
@@ -161,7 +162,7 @@ def test_a_term_that_is_no_scalar_is_named(start: Start) -> None:
         def step(self, batch: Batch | None, run: Any) -> Mapping[str, Tensor]:
             return {"kd": torch.zeros(3)}
 
-    with pytest.raises(ValueError, match=r"'kd' must be a scalar, it has shape \(3,\)"):
+    with pytest.raises(ContractError, match=r"'kd' has shape \(3,\): take its mean"):
         start(Wide)[2].train()
 
 
