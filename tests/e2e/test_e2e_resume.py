@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from commands import Command, alive, done_files, outcome, records, rows, wait_until
@@ -191,8 +190,12 @@ def test_moved_run_folder(cut, undisturbed, kdbench, tmp_path):
 
 def test_two_parents_at_once(cut, undisturbed, kdbench):
     started, run = cut(2)
-    with ThreadPoolExecutor() as pool:
-        second = pool.submit(kdbench.run, undisturbed[0]).result()
+    # held, so that it is still there however long the second one takes to start
+    started.process.send_signal(signal.SIGSTOP)
+    try:
+        second = kdbench.run(undisturbed[0])
+    finally:
+        started.process.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert second.stderr.splitlines() == [
         f"kdbench: error: {run.relative_to(kdbench.cwd)}: another kdbench is running this matrix"
