@@ -40,6 +40,16 @@ def spoil(folder: Path) -> None:
 changed: dict[str, Any] = {}
 
 
+@pytest.fixture
+def usual() -> Iterator[None]:
+    """The settings of a fresh process in what a cell trained by an earlier test leaves on for its worker."""
+    kept = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])
+
+
+@pytest.mark.usefixtures("usual")
 def test_settings_and_generators_are_put_back(tmp_path: Path) -> None:
     before = settings()
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
