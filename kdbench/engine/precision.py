@@ -40,6 +40,7 @@ class Precision:
     def step(self, chosen: Sequence[Driven], clip: float | None) -> None:
         """Unscale, clip and step."""
         for driven in chosen:
+            driven.align()
             if clip is not None:
                 self.scaler.unscale_(driven.optimizer)
                 clip_grad_norm_(driven.params, clip)
