@@ -48,6 +48,8 @@ class Needs:
         labels: whether labels of the training set are used.
         index: whether ``batch.index`` (the sample's number in the training split) is used.
         views: names of extra views of each image in ``batch.views``: ``"weak"``, ``"strong"``.
+        teacher_head: whether logits or pooled features of the teacher are read; where they are not, its forward
+            stops at the last tap.
         teacher_bn: the teacher must have BatchNorm running statistics.
         stage_end_act: the teacher's stages must end in an activation (pre-activation values exist).
         equal_channels: teacher's and student's stages must have equal channel counts.
@@ -63,6 +65,7 @@ class Needs:
     labels: bool = True
     index: bool = False
     views: tuple[str, ...] = ()
+    teacher_head: bool = True
     teacher_bn: bool = False
     stage_end_act: bool = False
     equal_channels: bool = False

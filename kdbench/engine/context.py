@@ -134,10 +134,16 @@ class CellRun:
         grad: bool = False,
         bn: Literal["eval", "batch"] | None = None,
         taps: Sequence[Tap] | None = None,
+        head: bool | None = None,
     ) -> Out:
-        mode = batch_statistics(handle.net) if (bn or self.teacher_bn) == "batch" else nullcontext()
+        by_batch = (bn or self.teacher_bn) == "batch"
+        if head is None:
+            head = self.needs is None or self.needs.teacher_head
+        frozen = not grad and not by_batch and any(t is handle for t in self.teachers)
+        mode = batch_statistics(handle.net) if by_batch else nullcontext()
         with mode, nullcontext() if grad else torch.no_grad():
-            return handle(x, taps)
+            sites = handle.sites(taps)
+            return handle.assemble(handle.capture(x, sites.values(), frozen=frozen, head=head), sites)
 
     def optimize(self, loss: Tensor, *names: str, retain_graph: bool = False) -> None:
         unknown = [n for n in names if n not in self.optimizers]

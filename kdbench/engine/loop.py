@@ -244,6 +244,7 @@ class Loop:
         self.method.train()
         for handle in self.run.teachers:
             handle.net.eval()
+            handle.frozen.forget()
 
     def _steps(self, phase: Phase) -> int:
         if isinstance(phase.source, bool):
@@ -315,7 +316,7 @@ class Loop:
         run = self.run
         self._restore_nets(state)
         for name, saved in state["optimizers"].items():
-            run.optimizers[name].optimizer.load_state_dict(saved)
+            run.optimizers[name].load(saved)
         if run.precision.scaler.is_enabled():
             run.precision.scaler.load_state_dict(state["scaler"])
         run.terms.restore(state)
