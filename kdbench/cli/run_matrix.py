@@ -91,7 +91,7 @@ def run_matrix(
         registry.get(kind, name)
     loaded = load_matrix(matrix, sets=sets)
     folder = RunFolder(runs / loaded.matrix.name)
-    plan = Planner(registry, loaded, folder, settings.disable).plan(only)
+    plan = Planner(registry, loaded, folder, settings.disable, device).plan(only)
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     options = Options(

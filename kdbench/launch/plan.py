@@ -19,6 +19,7 @@ from kdbench.launch.places import (
     place_of_teacher,
 )
 from kdbench.launch.planned import Plan, PlannedCell, look
+from kdbench.launch.precision import settle
 from kdbench.launch.resolve import Resolver
 from kdbench.matrix import CellSpec, LoadedMatrix, cell_id, expand, identity, teacher_cell, variant_label
 from kdbench.matrix.document import KeyPath
@@ -36,9 +37,14 @@ class Planner:
     """Turns a matrix into a plan; asks the registry, the data sets and (through the resolver) torch."""
 
     def __init__(
-        self, registry: Registry, loaded: LoadedMatrix, run: RunFolder, disable: Sequence[str]
+        self,
+        registry: Registry,
+        loaded: LoadedMatrix,
+        run: RunFolder,
+        disable: Sequence[str],
+        device: str = "auto",
     ) -> None:
-        self._registry, self._loaded, self._run = registry, loaded, run
+        self._registry, self._loaded, self._run, self._device = registry, loaded, run, device
         self._disable = list(disable)
         self._resolver = Resolver(registry, disable)
         self._infos: dict[str, DataInfo] = {}
@@ -50,7 +56,7 @@ class Planner:
     def plan(self, only: Sequence[str] = ()) -> Plan:
         """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
         expansion = expand(self._loaded, only=only)
-        specs = list(expansion.cells)
+        specs = settle(expansion.cells, self._resolver, self._device)
         self._check_names(specs)
         self._describe_datasets(specs)
         self._resolve_methods(specs)

@@ -130,6 +130,7 @@ def answer_all(connection: Any, disable: list[str], questions: list[dict[str, An
 
 def _answer(registry: Registry, question: dict[str, Any], nets: Copies) -> Answer:
     from kdbench.engine.cellspec import CellFile
+    from kdbench.engine.precision import automatic
     from kdbench.engine.probe import check_device, probe, resolve_method
 
     if question["ask"] == "device":
@@ -139,8 +140,9 @@ def _answer(registry: Registry, question: dict[str, Any], nets: Copies) -> Answe
         device = question["device"]
         if device == "auto":
             device = "cuda" if gpus else "cpu"
-        problems = [check_device(device, p) for p in question["precisions"]]
-        return {"device": device, "gpus": gpus, "error": next((p for p in problems if p), None)}
+        problems = [check_device(device, p) for p in question["precisions"] or ("fp32",)]
+        error = next((p for p in problems if p), None)
+        return {"device": device, "gpus": gpus, "error": error, "auto": None if error else automatic(device)}
     if question["ask"] == "method":
         return asdict(resolve_method(registry, question["name"], question["preset"], question["params"]))
     try:
