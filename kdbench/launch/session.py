@@ -14,6 +14,7 @@ from typing import Any
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.failure import failure_record, write_failure
+from kdbench.launch.gangs import Wish, arrange
 from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Plan, PlannedCell
@@ -41,6 +42,8 @@ class Options:
     rerun: str | None = None
     disable: tuple[str, ...] = ()
     only_teachers: bool = False
+    #: ``auto``, ``off`` or the most cells of a gang; None: as the matrix says
+    gang: Wish | None = None
 
 
 class Session:
@@ -140,9 +143,26 @@ class Session:
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
         workers = self._options.workers or gpus or len(os.sched_getaffinity(0))
-        entry = self._registry.get("launchers", self._options.launcher)
-        launcher = entry.load()({"workers": max(1, min(workers, len(jobs))), "gpus": gpus})
+        cls = self._registry.get("launchers", self._options.launcher).load()
+        jobs = self._gangs(jobs, workers, cls)
+        launcher = cls({"workers": max(1, min(workers, len(jobs))), "gpus": gpus})
         launcher.run(jobs, self._on_event, lambda: self._stops)
+
+    def _gangs(self, jobs: Sequence[Job], workers: int, launcher: type) -> list[Job]:
+        """Put cells that can share into one job, as far as it is wanted and the launcher knows such jobs."""
+        wish = self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
+        able = getattr(launcher, "gangs", False)
+        if not able and self._options.gang not in (None, "off"):
+            self._progress.note(f"warning: the launcher '{self._options.launcher}' runs every cell alone")
+        if not able:
+            return list(jobs)
+        arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, wish, workers)
+        sizes = [len(j.gang) for j in arranged if j.gang]
+        if sizes:
+            self._progress.note(
+                f"{sum(sizes)} of {len(jobs)} cell(s) share batches and teacher, in {len(sizes)} gang(s)"
+            )
+        return arranged
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         cell = self._cells[event["cell_id"]]
@@ -154,6 +174,8 @@ class Session:
         elif kind == "epoch":
             self._progress.epoch(cell, event["row"], cell.file.recipe.epochs)
             self._fire("kdbench_epoch_finished", cell=facts, epoch=event["row"])
+        elif kind == "released":
+            self._progress.note(f"{cell.label}: {event['message']}")
         elif kind == "interrupted":
             cell.status = "interrupted"
             self._progress.cell_ended(cell, "cut", "saved; the same command resumes it")
