@@ -114,6 +114,8 @@ def run_matrix(
     session = Session(registry, plan, options, make_progress())
     if dry_run:
         _print_plan(plan, session.open_cells())
+        if (line := session.sharing()) is not None:
+            click.echo(line)
         return
     stale = sum(c.stale for c in plan.cells)
     if stale and rerun not in ("changed", "all"):

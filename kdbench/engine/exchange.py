@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from kdbench.engine.clock import TurnClock, wait
 from kdbench.engine.data.context import DataContext
 from kdbench.engine.data.resident import ResidentStream
@@ -70,6 +72,8 @@ class Hand:
         self.clock = clock
         #: where the cell is in training; None outside
         self.at: Callable[[], Position | None] = lambda: None
+        #: whether the settings of the process are those under which all cells compute the same
+        self.plain: Callable[[], bool] = lambda: True
         self._step: Position | None = None
         self._given: list[tuple[str, Any, int]] = []
 
@@ -82,7 +86,8 @@ class Hand:
         y, index = (None if t is None else t.clone() for t in (batch.y, batch.index))
         self._step = at
         self._given = [(name, t, t._version) for name, t in zip(("", *views), (x, *extra), strict=True)]
-        return Batch(x, y, index, tuple(extra), dict(batch.extra))
+        more = {key: twin(v) if isinstance(v, Tensor) else v for key, v in batch.extra.items()}
+        return Batch(x, y, index, tuple(extra), more)
 
     def find(self, x: Any) -> tuple[Position, str] | None:
         """Return which images of which step `x` is; None for all others, and where the cell wrote into it."""
@@ -99,14 +104,18 @@ class _Taken:
         self._context, self._own, self._labelled = context, own, labelled
 
     def __len__(self) -> int:
-        return len(self._context.lead().stream)
+        return len(self._context.lead().stream if self._context.hand.plain() else self._own)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        hand, lead, views = self._context.hand, self._context.lead(), self._context.views
+        hand = self._context.hand
+        if not hand.plain():
+            yield from self._own.epoch(epoch, start)
+            return
+        lead, views = self._context.lead(), self._context.views
         mine: Iterator[Batch] | None = None
         for step in range(start, len(self)):
             at = (epoch, step)
-            if hand.at() == at:
+            if hand.at() == at and hand.plain():
                 mine = None
                 batch, seconds = lead.get(at)
                 batch = hand.give(batch, at, views, seconds)

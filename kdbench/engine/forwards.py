@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdbench.engine.cellspec import TeacherSource
 from kdbench.engine.checkpoint import weights_bytes
@@ -24,8 +24,9 @@ class Seal:
     """Tells whether a teacher is still what it was when it was loaded, and whether two teachers are equal.
 
     `digest` is equal for networks of equal architecture, weights and input. The seal breaks when a weight is
-    written, replaced or moved, a hook is installed or a mode changed; a teacher with a broken seal is its
-    cell's own affair. It holds again when the change is undone, except for writes.
+    written, replaced or moved, a hook or another forward is installed or a mode changed; a teacher with a broken
+    seal is its cell's own affair. It holds again when the change is undone, except for writes. Writes past
+    torch's count of them (``.data``, a numpy view) are not seen; no method may write into a teacher.
     """
 
     def __init__(self, handle: NetHandle, source: TeacherSource) -> None:
@@ -49,7 +50,9 @@ class Seal:
     def _now(self) -> list[Any]:
         out: list[Any] = []
         for m in self._net.modules():
-            out.append((id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks)))
+            out.append(
+                (id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in m.__dict__)
+            )
             for t in (*m._parameters.values(), *m._buffers.values()):
                 if t is not None:
                     out.append((t.data_ptr(), t._version))
@@ -66,6 +69,9 @@ class _Entry:
 class Forwards:
     """Forwards of the step that the cells are at, by teacher, images and autocast state.
 
+    They are made by copies of the teachers that no cell can reach, so that what one does to its teacher, seen or
+    unseen, never gets to another.
+
     Args:
         wanted: returns the sites that the cells of the gang read on a teacher, by its digest.
     """
@@ -73,33 +79,49 @@ class Forwards:
     wanted: Callable[[str], Iterable[Site]]
     _step: Hashable = None
     _known: dict[Hashable, _Entry] = field(default_factory=dict)
+    _teachers: dict[str, NetHandle] = field(default_factory=dict)
+    #: what was asked for at the call, beyond what was wanted in setup, by teacher
+    _asked: dict[str, dict[Hashable, Site]] = field(default_factory=dict)
     #: teachers whose forward does more than compute: it draws random numbers, or writes into its input
     _impure: set[str] = field(default_factory=set)
 
-    def forget(self) -> None:
-        """Drop what is kept."""
+    def adopt(self, handle: NetHandle, digest: str) -> None:
+        """Copy a teacher, as long as nobody has changed it, unless an equal one is known."""
+        if digest in self._teachers or digest in self._impure:
+            return
+        try:
+            self._teachers[digest] = handle.duplicate()
+        except Exception:  # a network that cannot be copied: each cell asks its own
+            self._impure.add(digest)
+
+    def clear(self) -> None:
+        """Drop all that is kept, teachers too."""
         self._known.clear()
+        self._teachers.clear()
 
     def shareable(self, digest: str) -> bool:
         """Return whether one forward of the teacher can stand for another."""
-        return digest not in self._impure
+        return digest in self._teachers and digest not in self._impure
 
     def ask(
-        self, handle: NetHandle, digest: str, step: Hashable, view: str, x: Tensor, sites: Iterable[Site]
+        self, digest: str, step: Hashable, view: str, x: Tensor, sites: Iterable[Site]
     ) -> tuple[Captured, float]:
-        """Return a copy of what `handle` gives for images that are view `view` of the batch of `step`.
+        """Return a copy of what a teacher gives for images that are view `view` of the batch of `step`.
 
         The second value is what the forward took, in seconds, if it was made for another cell; else 0.
         """
         if step != self._step:
             self._step = step
-            self.forget()
+            self._known.clear()
         key = (digest, view, *_autocast(x.device))
         needed = {s.key: s for s in sites}
         entry = self._known.get(key)
         if entry is None or not needed.keys() <= entry.got.raw.keys():
-            every = {s.key: s for s in self.wanted(digest)} | needed
-            got, seconds, pure = _forward(handle, x, every)
+            asked = self._asked.setdefault(digest, {})
+            wanted = {s.key: s for s in self.wanted(digest)}
+            asked |= {k: site for k, site in needed.items() if k not in wanted}
+            every = wanted | asked
+            got, seconds, pure = _forward(self._teachers[digest], x, every)
             if not pure:
                 self._impure.add(digest)
                 return got, 0.0
@@ -136,11 +158,3 @@ def _autocast(device: torch.device) -> tuple[bool, torch.dtype]:
 def _random(device: torch.device) -> list[Tensor]:
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def seal_teachers(
-    run_teachers: Iterable[NetHandle], sources: Iterable[TeacherSource]
-) -> dict[nn.Module, Seal]:
-    """Return the seal of each teacher's network."""
-    pairs = zip(run_teachers, sources, strict=True)
-    return {handle.net: Seal(handle, source) for handle, source in pairs}

@@ -25,8 +25,9 @@ from kdbench.engine.clock import TurnClock
 from kdbench.engine.context import CellRun
 from kdbench.engine.data.context import DataContext
 from kdbench.engine.exchange import Exchange, Hand, Position, SharedContext
-from kdbench.engine.forwards import Forwards, seal_teachers
+from kdbench.engine.forwards import Forwards, Seal
 from kdbench.engine.handle import NetHandle
+from kdbench.engine.settings import put_back, settings
 from kdbench.engine.sharing import Alone
 from kdbench.engine.taps import Site
 from kdbench.measure.footprint import peak_bytes, reset_peak, used_bytes
@@ -46,15 +47,20 @@ class Member(Alone):
         self.trainer = CellTrainer(folder, registry, hooks, sharing=self)
         self.clock: TurnClock = TurnClock(self.trainer.device)
         self.hand = Hand(self.clock)
-        self.hand.at = self.position
+        self.hand.at, self.hand.plain = self.position, self.plain
         self.teachers: list[tuple[NetHandle, Any]] = []
         self.turns: Generator[None, None, Any] = self.trainer.turns()
         self._random: tuple[Any, ...] | None = None
+        self._settings = gang.settings
 
     def position(self) -> Position | None:
         """Return where the cell is in training; None before."""
         loop = self.trainer.loop
         return None if loop is None else (loop.at.total_epochs, loop.at.step)
+
+    def plain(self) -> bool:
+        """Return whether the cell left the settings of the process as they were before its method was made."""
+        return self._gang.plain is None or settings() == self._gang.plain
 
     def data(self, *args: Any) -> DataContext:
         """Make a data context whose batches are in common with the others."""
@@ -63,8 +69,14 @@ class Member(Alone):
 
     def join(self, run: CellRun) -> None:
         """Seal the teachers, and ask the gang for what they say."""
-        seals = seal_teachers(run.teachers, self.trainer.cell.teachers)
-        self.teachers = [(handle, seals[handle.net]) for handle in run.teachers]
+        gang = self._gang
+        if gang.plain is None:
+            gang.plain = settings()
+        sources = self.trainer.cell.teachers
+        self.teachers = [(h, Seal(h, source)) for h, source in zip(run.teachers, sources, strict=True)]
+        for handle, seal in self.teachers:
+            if gang.left > 1:
+                gang.forwards.adopt(handle, seal.digest)
         run.lookup = self.lookup
 
     def lookup(self, handle: NetHandle, x: Tensor, taps: Sequence[Tap] | None) -> Out:
@@ -74,10 +86,10 @@ class Member(Alone):
         seal = next((s for h, s in self.teachers if h is handle), None)
         if found is None or seal is None or self._gang.left < 2:
             return handle(x, taps)
-        if not forwards.shareable(seal.digest) or not seal.holds():
+        if not (forwards.shareable(seal.digest) and self.plain() and seal.holds()):
             return handle(x, taps)
         sites = handle.sites(taps)
-        got, seconds = forwards.ask(handle, seal.digest, *found, x, sites.values())
+        got, seconds = forwards.ask(seal.digest, *found, x, sites.values())
         self.clock.charge(seconds)
         return handle.assemble(got, sites)
 
@@ -90,6 +102,7 @@ class Member(Alone):
     def resume(self) -> None:
         """Put the cell's global state in place; its turn begins."""
         self.hooks.enter()
+        put_back(self._settings)
         if self._random is not None:
             _set_random(self._random)
         self.clock.resume()
@@ -97,7 +110,7 @@ class Member(Alone):
     def pause(self) -> None:
         """Take the cell's global state away; its turn ends."""
         self.clock.pause()
-        self._random = _get_random(self.trainer.device)
+        self._random, self._settings = _get_random(self.trainer.device), settings()
 
 
 class Gang:
@@ -124,6 +137,10 @@ class Gang:
         self._live: list[Member] = []
         self._active: Member | None = None
         self._open = True
+        #: of the process, as every cell finds them when it begins
+        self.settings = settings()
+        #: the same, once a cell's recipe has chosen its kernels; None before
+        self.plain: dict[str, Any] | None = None
 
     @property
     def left(self) -> int:
@@ -158,6 +175,7 @@ class Gang:
             self._turn(min(self._live, key=_behind))
         for member in self._live:
             member.turns.close()
+        put_back(self.settings)
         return not_begun
 
     def _begin(self, folder: Path) -> Member | None:
@@ -186,15 +204,15 @@ class Gang:
         self._active = None
         self._live.remove(member)
         self._open = self._ended(member.folder, error)
+        member.trainer.loop = None
         if error is not None:
             # its networks hang on the traceback and in cycles; the others may need the room
-            error.__traceback__ = None
-            member.trainer.loop = None
+            _unhook(error)
             gc.collect()
             if member.trainer.device.type == "cuda":
                 torch.cuda.empty_cache()
         if self.left < 2:
-            self.forwards.forget()
+            self.forwards.clear()
 
     def _wanted(self, digest: str) -> Iterable[Site]:
         return [site for member in self._live for site in member.wanted(digest)]
@@ -202,6 +220,13 @@ class Gang:
 
 def _behind(member: Member) -> Position:
     return member.position() or (-1, 0)
+
+
+def _unhook(error: BaseException | None) -> None:
+    """Take the frames away from an error and from what led to it."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _get_random(device: torch.device) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,15 @@ class NetHandle:
         feats = Feats({t: deliver(self.net, s, t.fmt, got.raw[s.key]) for t, s in sites.items()})
         feats.owner = self._owner
         return Out(got.logits, feats, None if got.pooled is None else got.pooled.flatten(1))
+
+    def duplicate(self) -> NetHandle:
+        """Return a handle of a copy of the network: equal weights, modes and input, and nobody else's."""
+        channels, size, _ = self._size
+        made = NetHandle(
+            self.name, copy.deepcopy(self.net), image_size=size, in_chans=channels, device=self._device
+        )
+        made.normalisation = self.normalisation
+        return made
 
     def want(self, *taps: Tap) -> None:
         if self.locked:

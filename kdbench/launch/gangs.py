@@ -55,11 +55,20 @@ def arrange(jobs: Sequence[Job], cells: Mapping[str, CellFile], wish: Wish, work
     return [*(j for j in jobs if j.cell_id in waited_for), *best]
 
 
+def told(arranged: Sequence[Job], total: int) -> str | None:
+    """Return a line on what of a run's `total` cells shares, or None where nothing does."""
+    sizes = [len(j.gang) for j in arranged if j.gang]
+    if not sizes:
+        return None
+    gangs = "1 gang" if len(sizes) == 1 else f"{len(sizes)} gangs"
+    return f"{sum(sizes)} of {total} cells share batches and teacher, in {gangs}"
+
+
 def _groups(jobs: Sequence[Job], cells: Mapping[str, CellFile]) -> list[list[Job]]:
     """Return the jobs by what they share: data, recipe and seed, and the first teacher.
 
-    Cells without a teacher join a group with the same data. Where nobody has a teacher, sharing pays only if
-    batches are costly to make, as those of a stream are.
+    Cells without a teacher share no more than batches. They join a group with the same data where batches are
+    costly to make, as those of a stream are; elsewhere they had better not wait for the group's teacher.
     """
     by_data: dict[str, dict[str, list[Job]]] = {}
     for job in jobs:
@@ -69,13 +78,13 @@ def _groups(jobs: Sequence[Job], cells: Mapping[str, CellFile]) -> list[list[Job
     out: list[list[Job]] = []
     for teachers in by_data.values():
         without = teachers.pop("", [])
-        if teachers:
+        if not without or cells[without[0].cell_id].dataset.storage != "stream":
+            out += [[job] for job in without]
+        elif teachers:
             smallest = min(teachers.values(), key=len)
             smallest += without
-        elif cells[without[0].cell_id].dataset.storage == "stream":
-            teachers = {"": without}
         else:
-            out += [[job] for job in without]
+            out.append(without)
         out += teachers.values()
     return out
 

@@ -37,6 +37,8 @@ class _Worker:
     starved: set[str] = field(default_factory=set)
     #: cells of a gang that there was no room for
     crowded: list[Job] = field(default_factory=list)
+    #: cells that began
+    begun: set[str] = field(default_factory=set)
     #: cells of a gang that ended otherwise than done
     failed: set[str] = field(default_factory=set)
 
@@ -152,6 +154,7 @@ class LocalLauncher:
                 elif event.get("event") in ("ended", "released"):
                     _one_of_gang(worker, event, report)
                 else:
+                    worker.begun |= {event["cell_id"]} if event.get("event") == "started" else set()
                     report(event)
         except (EOFError, OSError):
             # the worker closed its end; the sentinel tells the rest
@@ -189,11 +192,11 @@ class LocalLauncher:
         for job in [j for j in worker.left.values() if (j.folder / "result.json").exists()]:
             _one_of_gang(worker, {"event": "ended", "cell_id": job.cell_id, "code": FAILED}, report)
         alone, crowded = list(worker.left.values()), worker.crowded
-        for job in [*alone, *crowded]:
-            if stopped:
-                report({"event": "interrupted", "cell_id": job.cell_id})
         if stopped:
             worker.failed |= {job.cell_id for job in (*alone, *crowded)}
+            for job in alone:
+                if job.cell_id in worker.begun:
+                    report({"event": "interrupted", "cell_id": job.cell_id})
             return []
         if worker.killed:
             why = f"its gang was stopped after the limit of {worker.job.timeout_s:g} s"

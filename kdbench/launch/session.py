@@ -14,7 +14,7 @@ from typing import Any
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.failure import failure_record, write_failure
-from kdbench.launch.gangs import Wish, arrange
+from kdbench.launch.gangs import Wish, arrange, told
 from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Plan, PlannedCell
@@ -125,12 +125,16 @@ class Session:
         return answer["device"], gpus
 
     def _prepare(self, cell: PlannedCell, device: str, gpus: int, chosen: set[str]) -> Job:
-        cell.file.device = device
-        cell.file.threads = None if gpus else 1
+        job = self._job(cell, device, gpus, chosen)
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
             _set_aside(cell, keep_done=cell.status in OPEN)
         atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
+        return job
+
+    def _job(self, cell: PlannedCell, device: str, gpus: int, chosen: set[str]) -> Job:
+        cell.file.device = device
+        cell.file.threads = None if gpus else 1
         recipe = cell.file.recipe
         return Job(
             cell_id=cell.id,
@@ -142,27 +146,37 @@ class Session:
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        workers = self._options.workers or gpus or len(os.sched_getaffinity(0))
         cls = self._registry.get("launchers", self._options.launcher).load()
-        jobs = self._gangs(jobs, workers, cls)
+        total, workers = len(jobs), self._workers(gpus)
+        jobs = self._arrange(jobs, workers, cls)
+        if (line := told(jobs, total)) is not None:
+            self._progress.note(line)
         launcher = cls({"workers": max(1, min(workers, len(jobs))), "gpus": gpus})
         launcher.run(jobs, self._on_event, lambda: self._stops)
 
-    def _gangs(self, jobs: Sequence[Job], workers: int, launcher: type) -> list[Job]:
+    def _workers(self, gpus: int) -> int:
+        return self._options.workers or gpus or len(os.sched_getaffinity(0))
+
+    def _arrange(self, jobs: Sequence[Job], workers: int, launcher: type) -> list[Job]:
         """Put cells that can share into one job, as far as it is wanted and the launcher knows such jobs."""
-        wish = self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
-        able = getattr(launcher, "gangs", False)
-        if not able and self._options.gang not in (None, "off"):
-            self._progress.note(f"warning: the launcher '{self._options.launcher}' runs every cell alone")
-        if not able:
+        if not getattr(launcher, "gangs", False):
+            if self._options.gang not in (None, "off"):
+                self._progress.note(f"warning: the launcher '{self._options.launcher}' runs every cell alone")
             return list(jobs)
-        arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, wish, workers)
-        sizes = [len(j.gang) for j in arranged if j.gang]
-        if sizes:
-            self._progress.note(
-                f"{sum(sizes)} of {len(jobs)} cell(s) share batches and teacher, in {len(sizes)} gang(s)"
-            )
-        return arranged
+        wish = self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
+        return arrange(jobs, {c.id: c.file for c in self._plan.cells}, wish, workers)
+
+    def sharing(self) -> str | None:
+        """Return a line on which of the open cells would share, or None; nothing is written."""
+        cells = self.open_cells()
+        try:
+            device, gpus = self._devices(cells)
+        except KdbenchError:  # a plan may be made for another machine than this one
+            device, gpus = "cpu", 0
+        chosen = {c.id for c in cells}
+        jobs = [self._job(c, device, gpus, chosen) for c in cells]
+        cls = self._registry.get("launchers", self._options.launcher).load()
+        return told(self._arrange(jobs, self._workers(gpus), cls), len(jobs))
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         cell = self._cells[event["cell_id"]]

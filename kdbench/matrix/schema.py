@@ -318,7 +318,7 @@ class Matrix(StrictModel):
     timeout_s: FiniteFloat | None = Field(default=None, gt=0, description="Limit of one cell in seconds.")
     gang: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=2, le=64)], BeforeValidator(_gang)] = (
         Field(
-            default="off",
+            default="auto",
             description="Train cells that share batches and teacher in one process: auto, off, or how many.",
         )
     )
