@@ -35,6 +35,8 @@ from kdbench.measure.memory import free_bytes
 from kdbench.protocol.types import Out, Tap
 from kdbench.registry import Registry
 
+_OF_A_BLOCK = ("torch.is_grad_enabled()", "autocast on the CPU")
+
 
 class Member(Alone):
     """One cell of a gang and what it shares."""
@@ -60,7 +62,7 @@ class Member(Alone):
 
     def plain(self) -> bool:
         """Return whether the cell left the settings of the process as they were before its method was made."""
-        return self._gang.plain is None or settings() == self._gang.plain
+        return self._gang.plain is None or _lasting() == self._gang.plain
 
     def data(self, *args: Any) -> DataContext:
         """Make a data context whose batches are in common with the others."""
@@ -71,7 +73,7 @@ class Member(Alone):
         """Seal the teachers, and ask the gang for what they say."""
         gang = self._gang
         if gang.plain is None:
-            gang.plain = settings()
+            gang.plain = _lasting()
         sources = self.trainer.cell.teachers
         self.teachers = [(h, Seal(h, source)) for h, source in zip(run.teachers, sources, strict=True)]
         for handle, seal in self.teachers:
@@ -220,6 +222,12 @@ class Gang:
 
 def _behind(member: Member) -> Position:
     return member.position() or (-1, 0)
+
+
+def _lasting() -> dict[str, Any]:
+    """Return the settings but for those that hold for a block: a forward is asked for without grad, and its
+    autocast state is known to :class:`kdbench.engine.forwards.Forwards`; images depend on neither."""
+    return {name: value for name, value in settings().items() if name not in _OF_A_BLOCK}
 
 
 def _unhook(error: BaseException | None) -> None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError, RecordError
@@ -169,10 +170,10 @@ class Session:
     def sharing(self) -> str | None:
         """Return a line on which of the open cells would share, or None; nothing is written."""
         cells = self.open_cells()
-        try:
-            device, gpus = self._devices(cells)
-        except KdbenchError:  # a plan may be made for another machine than this one
-            device, gpus = "cpu", 0
+        device, gpus = "cpu", 0
+        if self._options.device != "cpu" and _has_gpu_driver():
+            with contextlib.suppress(KdbenchError):  # a plan may be made for another machine than this one
+                device, gpus = self._devices(cells)
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, gpus, chosen) for c in cells]
         cls = self._registry.get("launchers", self._options.launcher).load()
@@ -270,6 +271,11 @@ class Session:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _has_gpu_driver() -> bool:
+    """Return whether it is worth a process with torch, which takes seconds, to ask for GPUs."""
+    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
 
 
 def _outcome(record: Mapping[str, Any]) -> str:
