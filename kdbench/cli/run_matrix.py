@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     "--workers", type=click.IntRange(min=1), help="Cells at a time (default: one per core, or GPU)."
 )
 @click.option(
+    "--gang",
+    metavar="auto|off|N",
+    callback=lambda ctx, param, value: _gang(value),
+    help="Cells that share batches and teacher train in one process (default: as the matrix says).",
+)
+@click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -69,6 +75,7 @@ def run_matrix(
     dry_run: bool,
     rerun: str | None,
     workers: int | None,
+    gang: Any,
     device: str,
     launcher: str,
     sinks: tuple[str, ...],
@@ -102,10 +109,13 @@ def run_matrix(
         tracking_uri=tracking_uri,
         rerun=rerun,
         disable=tuple(settings.disable),
+        gang=gang,
     )
     session = Session(registry, plan, options, make_progress())
     if dry_run:
         _print_plan(plan, session.open_cells())
+        if (line := session.sharing()) is not None:
+            click.echo(line)
         return
     stale = sum(c.stale for c in plan.cells)
     if stale and rerun not in ("changed", "all"):
@@ -132,6 +142,17 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _gang(value: str | None) -> Any:
+    if value is None or value in ("auto", "off"):
+        return value
+    if value.isdigit() and 2 <= int(value) <= 64:
+        return int(value)
+    from kdbench.errors import KdbenchError, did_you_mean
+
+    near = did_you_mean(value, ["auto", "off"])
+    raise KdbenchError(f"--gang {value}: expected auto, off or a number of cells from 2 to 64{near}")
 
 
 def _check_device(device: str) -> None:

@@ -14,10 +14,11 @@ from kdbench.engine.batchnorm import batch_statistics
 from kdbench.engine.branch import branch
 from kdbench.engine.contract import check_total
 from kdbench.engine.divergence import Terms
-from kdbench.engine.handle import NetHandle
+from kdbench.engine.handle import Captured, NetHandle
 from kdbench.engine.optim import Driven
 from kdbench.engine.precision import Precision
 from kdbench.engine.seeds import seeded
+from kdbench.engine.taps import Site
 from kdbench.hooks import Needs
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.recipe import Recipe
@@ -60,6 +61,8 @@ class CellRun:
         self.terms = Terms(device)
         self._build_student, self._build_assistant = build_student, build_assistant
         self._labels: Tensor | None = None
+        #: answers for the teachers, or None where it does not know; see :mod:`kdbench.engine.forwards`
+        self.lookup: Callable[[NetHandle, Tensor, tuple[Site, ...], bool], Captured | None] | None = None
         #: what the method declared; None until it is made
         self.needs: Needs | None = None
         for handle in self.teachers:
@@ -139,11 +142,17 @@ class CellRun:
         by_batch = (bn or self.teacher_bn) == "batch"
         if head is None:
             head = self.needs is None or self.needs.teacher_head
-        frozen = not grad and not by_batch and any(t is handle for t in self.teachers)
-        mode = batch_statistics(handle.net) if by_batch else nullcontext()
-        with mode, nullcontext() if grad else torch.no_grad():
-            sites = handle.sites(taps)
-            return handle.assemble(handle.capture(x, sites.values(), frozen=frozen, head=head), sites)
+        sites = handle.sites(taps)
+        if grad or by_batch:
+            mode = batch_statistics(handle.net) if by_batch else nullcontext()
+            with mode, nullcontext() if grad else torch.no_grad():
+                return handle.assemble(handle.capture(x, sites.values(), head=head), sites)
+        with torch.no_grad():
+            got = None if self.lookup is None else self.lookup(handle, x, tuple(sites.values()), head)
+            if got is None:
+                frozen = any(teacher is handle for teacher in self.teachers)
+                got = handle.capture(x, sites.values(), frozen=frozen, head=head)
+        return handle.assemble(got, sites)
 
     def optimize(self, loss: Tensor, *names: str, retain_graph: bool = False) -> None:
         unknown = [n for n in names if n not in self.optimizers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,24 @@ class NetHandle:
         feats.owner = self._owner
         logits: Any = NO_HEAD if got.logits is None else got.logits
         return Out(logits, feats, None if got.pooled is None else got.pooled.flatten(1))
+
+    def duplicate(self) -> NetHandle:
+        """Return a handle of a copy of the network: equal weights, modes and input, and nobody else's."""
+        channels, size, _ = self._size
+        made = NetHandle(
+            self.name, copy.deepcopy(self.net), image_size=size, in_chans=channels, device=self._device
+        )
+        made.normalisation = self.normalisation
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NetHandle:
+        """Copy the network and its taps for a deployable that holds a handle: not the run behind it."""
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        left_out = {"_batches": None, "_aux": [], "_trace": None}
+        for key, value in vars(self).items():
+            setattr(made, key, left_out[key] if key in left_out else copy.deepcopy(value, memo))
+        return made
 
     def want(self, *taps: Tap) -> None:
         if self.locked:
