@@ -89,6 +89,8 @@ class CellRun:
         """End of setup: no further students or taps."""
         for handle in self.handles():
             handle.locked = True
+        for handle in self.teachers:
+            handle.frozen.mark()
 
     def new_student(
         self, name: str, *, share: Literal["none", "all_but_last"] = "none", seed: int = 0

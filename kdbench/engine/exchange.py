@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -16,6 +16,13 @@ from kdbench.protocol.types import Batch, Stream
 
 #: Where a cell is: epochs done over the whole run, steps done in this one.
 Position = tuple[int, int]
+
+
+class Common:
+    """What several cells have is not a part of any: a copy of a cell's objects refers to it."""
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
 
 
 class Lead:
@@ -45,7 +52,7 @@ class Lead:
         return batch, 0.0
 
 
-class Exchange:
+class Exchange(Common):
     """What the cells of a gang read in common: training streams, by their extra views, and evaluation splits."""
 
     def __init__(self) -> None:
@@ -65,7 +72,7 @@ class Exchange:
         return self._splits[name]
 
 
-class Hand:
+class Hand(Common):
     """What a cell holds of the exchange: its place in training, and the images that it was given last."""
 
     def __init__(self, clock: TurnClock) -> None:
@@ -142,7 +149,7 @@ class _Lent:
             yield Batch(batch.x, None if batch.y is None else batch.y.clone(), batch.index, batch.views)
 
 
-class SharedContext(DataContext):
+class SharedContext(Common, DataContext):
     """The data context of a cell in a gang. Its arguments must give the same data as those of the others."""
 
     def __init__(self, *args: Any, exchange: Exchange, hand: Hand, **kwargs: Any) -> None:

@@ -55,6 +55,12 @@ class Frozen:
             self._copies[dtype] = self._copy(dtype)
         return self._copies[dtype]
 
+    def mark(self) -> None:
+        """Count from here how often the network was written into; before, it is still being made."""
+        self._stamp = self._now()
+        self._copies.clear()
+        self._made = 0
+
     def forget(self) -> None:
         """Make the copy anew when it is next asked for: torch does not count writes through ``.data``."""
         self._copies.clear()

@@ -24,7 +24,7 @@ from kdbench.engine.cell import CellTrainer, Hooks
 from kdbench.engine.clock import TurnClock
 from kdbench.engine.context import CellRun
 from kdbench.engine.data.context import DataContext
-from kdbench.engine.exchange import Exchange, Hand, Position, SharedContext
+from kdbench.engine.exchange import Common, Exchange, Hand, Position, SharedContext
 from kdbench.engine.forwards import Forwards, Seal, Wish
 from kdbench.engine.handle import Captured, NetHandle
 from kdbench.engine.settings import put_back, settings
@@ -37,7 +37,7 @@ from kdbench.registry import Registry
 _OF_A_BLOCK = ("torch.is_grad_enabled()", "autocast on the CPU")
 
 
-class Member(Alone):
+class Member(Common, Alone):
     """One cell of a gang and what it shares."""
 
     several = True
