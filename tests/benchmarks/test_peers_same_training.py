@@ -86,7 +86,13 @@ def test_same_losses_and_weights_as_the_plain_loop(train, plain, name):
 
 @pytest.mark.parametrize(
     "change",
-    [{"kd_weight": 0.85}, {"temperature": 5.0}, {"weight_decay": 5e-4}, {"milestones": ()}, {"momentum": 0.8}],
+    [
+        {"kd_weight": 0.85},
+        {"temperature": 5.0},
+        {"weight_decay": 5e-4},
+        {"milestones": ()},
+        {"momentum": 0.8},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_another_recipe_is_told_apart(train, plain, change):

@@ -42,22 +42,30 @@ def _chosen(context: click.Context, option: click.Parameter, value: str) -> list
               help=f"Pairs, or 'digits' or 'cifar' for all of a size: {', '.join(PAIRS)}.")  # fmt: skip
 @click.option("--harness", "names", default="kdbench,plain,torchdistill,timm", show_default=True, metavar="LIST",
               callback=_chosen, help=f"Contenders: {', '.join(CONTENDERS)}.")  # fmt: skip
-@click.option("--images", type=click.IntRange(min=64), help="Training images; default: the pair's own number.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs that are timed, after one to warm up.  [1]")
+@click.option(
+    "--images", type=click.IntRange(min=64), help="Training images; default: the pair's own number."
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Epochs that are timed, after one to warm up.  [1]"
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Instead: as many epochs as have so many steps.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1),
               help="How often all contenders train, one after the other.")  # fmt: skip
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=2))
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of each training process.")
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of each training process."
+)
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(min=0),
               help="Loader processes of those that have some.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]))
 @click.option("--image-folder", type=click.Path(exists=True, file_okay=False, resolve_path=True),
               help="Images for the pairs of CIFAR's size; default: made up, 100 classes, 32 px.")  # fmt: skip
 @click.option("--accuracy", is_flag=True,
-              help="Train the teacher, then all contenders to the end (--epochs, 12 by default), once a seed.")  # fmt: skip
+              help="Train the teacher, then all contenders to the end (12 epochs), once a seed.")  # fmt: skip
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="For --accuracy.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures."
+)
 def main(
     pairs: list[str],
     names: list[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +46,7 @@ class Clock:
         out = []
         for at in self.epochs:
             if len(at) > 1:
-                between = [b - a for a, b in zip(at[1:], at[2:], strict=False)]
+                between = [b - a for a, b in pairwise(at[1:])]
                 out.append({"seconds": at[-1] - at[0], "steps": len(at) - 1, "between": between})
         return out
 

@@ -39,7 +39,11 @@ def train(spec: Spec, folder: Path, clock: Clock, recipe: Mapping[str, Any] | No
 
 def train_teacher(spec: Spec, folder: Path, clock: Clock) -> Outcome:
     """Train the teacher alone, by the recipe of the student."""
-    content = {**_shared(spec, {}), "pairs": [{"teacher": None, "student": spec.teacher}], "methods": ["vanilla"]}
+    content = {
+        **_shared(spec, {}),
+        "pairs": [{"teacher": None, "student": spec.teacher}],
+        "methods": ["vanilla"],
+    }
     return _run(content, spec, folder, clock)
 
 

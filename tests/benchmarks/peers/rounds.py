@@ -130,11 +130,15 @@ def _child(spec: Spec, folder: Path, name: str) -> dict[str, Any]:
     package = str(Path(__file__).resolve().parents[1])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = str(spec.threads)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
     command = [sys.executable, "-m", "peers.process", str(folder), name]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise ContenderFailed(f"{name} on {spec.pair} ended with {done.returncode}: {last}")
     return json.loads((folder / RESULT).read_text())  # type: ignore[no-any-return]
-

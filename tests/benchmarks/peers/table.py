@@ -66,7 +66,9 @@ def table_of(rows: list[dict[str, Any]], title: str, reference: str | None, *, a
         if "missing" in row:
             table.add_row(row["contender"], row["missing"])
             continue
-        ratio = f"{row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})" if "ratio" in row else ""
+        ratio = (
+            f"{row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})" if "ratio" in row else ""
+        )
         cells = [
             f"{row['step_ms']:.1f}",
             f"{row['step_iqr_ms']:.1f}",
