@@ -28,13 +28,13 @@ def main(folder: Path, name: str) -> None:
     if spec.device != "cpu":
         torch.backends.cudnn.benchmark = True  # as the peers' own scripts have it; kdbench sets its own
     contender: Contender = TEACHER if name == "teacher" else CONTENDERS[name]
-    with Clock() as clock:
+    with Clock(spec.device) as clock:
         outcome = contender.load()(spec, folder, clock)
     result: dict[str, Any] = {
         "epochs": clock.times(),
         "losses": outcome.losses,
         "top1": outcome.top1,
-        "peak_mb": own_peak_mb(),
+        "peak_mb": own_peak_mb(spec.device),
         "loaders_mb": clock.loaders_mb,
         "threads": torch.get_num_threads(),
     }

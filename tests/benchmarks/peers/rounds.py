@@ -18,6 +18,9 @@ from .material import SPEC, TEACHER, Material
 from .process import RESULT, TRAINED
 from .spec import Spec
 
+#: The module that a contender's process runs.
+_PROCESS = "peers.process"
+
 
 class ContenderFailed(Exception):
     """A contender's process ended with an error; the text is its last line."""
@@ -136,7 +139,7 @@ def _child(spec: Spec, folder: Path, name: str) -> dict[str, Any]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
     }
-    command = [sys.executable, "-m", "peers.process", str(folder), name]
+    command = [sys.executable, "-m", _PROCESS, str(folder), name]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]

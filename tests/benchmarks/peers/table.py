@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from .contenders import REFERENCE
 from .rounds import Measured
@@ -56,7 +57,10 @@ def rows_of(measured: Mapping[str, Measured], spec: Spec) -> list[dict[str, Any]
 
 def table_of(rows: list[dict[str, Any]], title: str, reference: str | None, *, accuracy: bool) -> Table:
     """Return the table of one pair."""
-    table = Table(title=title, title_justify="left")
+    missing = [f"{row['contender']}: {row['missing']}" for row in rows if "missing" in row]
+    # a Text, since brackets in a string are markup
+    caption = Text("\n".join(missing)) if missing else None
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("contender")
     versus = f"x {reference}" if reference else "ratio"
     numbers = ["step, ms", "IQR", versus, "of epochs", "epoch, s", "images/s", "peak, MiB", "loaders"]
@@ -64,7 +68,7 @@ def table_of(rows: list[dict[str, Any]], title: str, reference: str | None, *, a
         table.add_column(head, justify="right")
     for row in rows:
         if "missing" in row:
-            table.add_row(row["contender"], row["missing"])
+            table.add_row(row["contender"], "-")
             continue
         ratio = (
             f"{row['ratio']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f})" if "ratio" in row else ""
