@@ -28,13 +28,31 @@ FORMATS = ("table", "json", "timm-csv")
     metavar="N,N,auto",
     help="auto doubles until memory ends or images/s rise by less than 5 %.",
 )
-@click.option("--precision", default="fp32", show_default=True, metavar="fp32,bf16,...")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="P,P",
+    help="Any of fp32, tf32, bf16, fp16; the lower ones by autocast.",
+)
 @click.option("--train/--no-train", default=False, help="Also measure training steps.  [default: no-train]")
 @click.option("--infer/--no-infer", default=True, help="Measure inference.  [default: infer]")
 @click.option("--image-size", default=224, show_default=True, type=click.IntRange(1), help="Side in pixels.")
-@click.option("--num-classes", default=1000, show_default=True, type=click.IntRange(2))
+@click.option(
+    "--num-classes",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Classes of the networks' last layer.",
+)
 @click.option("--channels-last", is_flag=True, help="Memory layout NHWC.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda",
+    help="Where networks run; auto: on the GPU if there is one.",
+)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads on a CPU.")
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
 @click.option(
@@ -44,11 +62,24 @@ FORMATS = ("table", "json", "timm-csv")
     type=click.FloatRange(0, min_open=True),
     help="A row gets no round after these, but three at least.",
 )
-@click.option("--format", "form", default="table", show_default=True, type=click.Choice(FORMATS))
+@click.option(
+    "--format",
+    "form",
+    default="table",
+    show_default=True,
+    type=click.Choice(FORMATS),
+    help="What is printed; timm-csv: the columns of timm's benchmark tables, in a .csv file too.",
+)
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a .json or .csv file too."
 )
-@click.option("--sink", default="none", show_default=True, type=click.Choice(["mlflow", "none"]))
+@click.option(
+    "--sink",
+    default="none",
+    show_default=True,
+    type=click.Choice(["mlflow", "none"]),
+    help="Where the sheet goes beside the screen and the file.",
+)
 @click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
 @click.pass_obj
 def throughput(

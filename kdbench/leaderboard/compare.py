@@ -93,7 +93,7 @@ def _by_cell(
             groups.setdefault(_names(record), []).append(record)
         names.append(groups)
     twice = {key for groups in names for key, found in groups.items() if len(found) > 1}
-    for word, groups in zip("AB", names, strict=True):
+    for word, groups in zip(("A", "B"), names, strict=True):
         side: dict[Any, Record] = {}
         older = 0
         for key, found in groups.items():

@@ -82,8 +82,9 @@ def test_memory_by_hand(registry):
     step = made.contender("train", "fp32", 2)
     warm_up(step, CPU)
     seen = made.peak_bytes(step, "train", 2)
-    # weights, momentum and gradients, and little else: the activations are ten numbers an image
-    assert 3 * weights < seen - 2 * (image + labels) < 3.6 * weights
+    # weights, momentum, gradients and, in the update, the largest gradient with its decay; the activations are
+    # ten numbers an image
+    assert 3 * weights < seen - 2 * (image + labels) < 4 * weights + 1000
 
 
 def test_training_trains_and_inference_does_not(registry):
