@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "show": ("kdbench.cli.show:show", "Show one of them: parameters, needs, source."),
     "throughput": ("kdbench.cli.throughput:throughput", "Measure speed and memory of networks."),
     "compare": ("kdbench.cli.compare:compare", "Compare two sets of results."),
+    "bench": ("kdbench.cli.bench:bench", "Run the benchmark suite, keep and compare its results."),
     "leaderboard": ("kdbench.cli.leaderboard:leaderboard", "Build or check leaderboards from records."),
     "prepare": ("kdbench.cli.prepare:prepare", "Fetch data and train the teachers of a matrix."),
     "sync": ("kdbench.cli.sync:sync", "Replay records into a tracking store."),
