@@ -80,6 +80,7 @@ def record_regressions(found: Comparison, tolerance: float, limit: float | None)
     for line in found.lines:
         name = ", ".join(line.name)
         out += [f"{name}, seed {seed}: done in A, {status} in B" for seed, status in line.broken.items()]
+        out += [f"{name}: {lost}" for lost in line.lost]
         top1 = line.accuracy
         if top1 is not None and top1.significant and top1.value < -tolerance:
             out.append(f"{name}: top-1 {top1.value:+.2f} points")
@@ -137,7 +138,26 @@ def _refuse_nothing(found: Comparison | SheetComparison, a: Path, b: Path) -> No
 def _show_records(found: Comparison) -> None:
     from kdbench.cli._table import print_table
 
-    speeds = list(dict.fromkeys(name for line in found.lines for name in line.speeds))
+    trained = [line for line in found.lines if line.accuracy is not None or not line.speeds]
+    if trained:
+        _show_trained(trained)
+    if len(trained) < len(found.lines):
+        rows = [
+            [line.name[0], line.name[1], what, f"{v.a:,.1f}", f"{v.b:,.1f}", _ratio(v)]
+            for line in found.lines
+            if line.accuracy is None
+            for what, v in line.speeds.items()
+        ]
+        print_table(("data set", "model", "speed", "A images/s", "B images/s", "B/A"), rows)
+    for line in found.lines:
+        for note in line.notes:
+            click.echo(f"{', '.join(line.name)}: {note}")
+
+
+def _show_trained(lines: list[Line]) -> None:
+    from kdbench.cli._table import print_table
+
+    speeds = list(dict.fromkeys(name for line in lines for name in line.speeds))
     columns = (
         "data set",
         "pair",
@@ -148,10 +168,7 @@ def _show_records(found: Comparison) -> None:
         "B - A",
         *(f"{s} B/A" for s in speeds),
     )
-    print_table(columns, [[*line.name, *_cells(line, speeds)] for line in found.lines])
-    for line in found.lines:
-        for note in line.notes:
-            click.echo(f"{', '.join(line.name)}: {note}")
+    print_table(columns, [[*line.name, *_cells(line, speeds)] for line in lines])
 
 
 def _cells(line: Line, speeds: list[str]) -> list[str]:

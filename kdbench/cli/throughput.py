@@ -14,9 +14,13 @@ from kdbench.cli import Settings
 
 if TYPE_CHECKING:
     from kdbench.registry import Registry
-    from kdbench.results.speed import SpeedSettings, SpeedSheet
+    from kdbench.results.speed import SpeedRow, SpeedSettings, SpeedSheet
 
 FORMATS = ("table", "json", "timm-csv")
+COLUMNS = (
+    "model", "mode", "precision", "batch", "images/s", "IQR %", "p50 ms", "p95 ms", "memory MB", "params M",
+    "GMACs",
+)  # fmt: skip
 
 
 @click.command("throughput")
@@ -74,6 +78,12 @@ FORMATS = ("table", "json", "timm-csv")
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a .json or .csv file too."
 )
 @click.option(
+    "--records",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Add a record for each model to this run folder, for boards.",
+)
+@click.option(
     "--sink",
     default="none",
     show_default=True,
@@ -83,7 +93,13 @@ FORMATS = ("table", "json", "timm-csv")
 @click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
 @click.pass_obj
 def throughput(
-    settings: Settings, models: tuple[str, ...], form: str, out: Path | None, sink: str, **options: Any
+    settings: Settings,
+    models: tuple[str, ...],
+    form: str,
+    out: Path | None,
+    records: Path | None,
+    sink: str,
+    **options: Any,
 ) -> None:
     """Measure MODEL..., architectures as in matrix files; patterns such as "timm:resnet1*" are allowed.
 
@@ -100,6 +116,10 @@ def throughput(
         sheet = measure_in_process(wanted, settings.disable, told)
     if out is not None:
         _write(sheet, out, form)
+    if records is not None:
+        from kdbench.results.speed_record import write_records
+
+        click.echo(f"{write_records(sheet, records, registry)} record(s) in {records}", err=True)
     _print(sheet, form)
     for warning in sheet.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -243,11 +263,7 @@ def _print_sheet(sheet: SpeedSheet) -> None:
         f"{where.get('device_name')}{threads}, {settings.image_size} px{layout}, torch {where.get('torch')}, "
         f"timm {where.get('timm')}"
     )
-    columns = (
-        "model", "mode", "precision", "batch", "images/s", "IQR %", "p50 ms", "p95 ms", "memory MB", "params M",
-        "GMACs",
-    )  # fmt: skip
-    print_table(columns, [_cells(row) for row in sheet.rows], title=title)
+    print_table(COLUMNS, [speed_cells(row) for row in sheet.rows], title=title)
     for row in sheet.rows:
         if row.status != "done":
             batch = "" if row.batch_size is None else f", batch {row.batch_size}"
@@ -257,7 +273,9 @@ def _print_sheet(sheet: SpeedSheet) -> None:
     click.echo(f"memory: {sheet.memory}")
 
 
-def _cells(row: Any) -> list[str]:
+def speed_cells(row: SpeedRow) -> list[str]:
+    """Return a row of the table under :data:`COLUMNS`."""
+
     def show(value: float | None, digits: int = 1, unit: float = 1.0) -> str:
         return "-" if value is None else f"{value / unit:,.{digits}f}"
 

@@ -31,6 +31,7 @@ def run_folder(
 
     from kdbench.engine.cell import CellTrainer, now, read_cell
     from kdbench.engine.loop import Diverged, Interrupted
+    from kdbench.engine.speed.cell import SpeedCell
     from kdbench.launch.failure import write_failure
     from kdbench.launch.locks import FileLock
     from kdbench.protocol.types import NotApplicable
@@ -64,7 +65,8 @@ def run_folder(
     registry = None
     try:
         registry = Registry.load(disable=cell.disable_plugins)
-        CellTrainer(folder, registry, _Hooks(folder, cell.device, cell.cell_id, report, stop)).run()
+        runner = SpeedCell if cell.only_speed else CellTrainer
+        runner(folder, registry, _Hooks(folder, cell.device, cell.cell_id, report, stop)).run()
     except Interrupted:
         return INTERRUPTED
     except NotApplicable as e:

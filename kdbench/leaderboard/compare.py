@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kdbench.leaderboard.rows import digest, primary, speed, top1
-from kdbench.stats.differences import Difference, paired_difference, paired_ratio
+from kdbench.leaderboard.rows import digest, hardware, primary, speed, top1
+from kdbench.stats.differences import Difference, paired_difference, paired_ratio, ratio_of_medians
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Record
+    from kdbench.results.speed_row import SpeedRow
 
 #: Keys of an identity that differ between versions of the code, not between things that are compared.
 _VERSIONS = ("version", "protocol")
@@ -27,6 +28,7 @@ class Line:
         seeds: shared seeds that are done on both sides.
         accuracy: top-1 in percent, B - A; None where no seed is done on both sides.
         speeds: name -> ratio B / A of a speed (more is better); empty where the hardware differs.
+        lost: what of the speeds is done in A and not in B.
         broken: seeds done in A that B has with another status, with that status.
         notes: what else differs.
     """
@@ -35,6 +37,7 @@ class Line:
     seeds: list[int] = field(default_factory=list)
     accuracy: Difference | None = None
     speeds: dict[str, Difference] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -69,13 +72,6 @@ def compare_records(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
         notes=notes
         + _environments([left[k] for k in left if k in right], [right[k] for k in right if k in left]),
     )
-
-
-def hardware(record: Record) -> str:
-    """Return what speeds depend on before anything else: the device and, on a CPU, the threads."""
-    env = record.environment
-    name = str(env.get("device_name") or env.get("cpu") or "unknown")
-    return f"{name}, {env.get('threads')} thread(s)" if env.get("device") == "cpu" else name
 
 
 def _by_cell(
@@ -126,25 +122,62 @@ def _line(pairs: list[tuple[Record, Record]]) -> Line:
     line = Line((first.dataset, first.pair, first.variant + role))
     both = []
     for a, b in pairs:
-        if top1(a) is not None and top1(b) is not None:
+        if primary(a) is not None and primary(b) is not None:
             both.append((a, b))
             line.seeds.append(a.labels.seed)
-        elif top1(a) is not None:
+        elif primary(a) is not None:
             line.broken[a.labels.seed] = b.status
     if any(_bare(a.identity) != _bare(b.identity) for a, b in pairs):
         line.notes.append(f"not the same cells: {_what_differs(*pairs[0])}")
     if not both:
         return line
-    line.accuracy = paired_difference([top1(a) or 0.0 for a, _ in both], [top1(b) or 0.0 for _, b in both])
+    ranked = [(x, y) for a, b in both if (x := top1(a)) is not None and (y := top1(b)) is not None]
+    if ranked:
+        line.accuracy = paired_difference([x for x, _ in ranked], [y for _, y in ranked])
     places = {hardware(r) for pair in both for r in pair}
     if len(places) > 1:
         line.notes.append("speeds not compared: " + " and ".join(sorted(places)))
     else:
-        line.speeds = _speeds(both)
+        line.speeds = _speeds(both) | _only_speeds(both, line.lost)
     return line
 
 
+def _only_speeds(both: list[tuple[Record, Record]], lost: list[str]) -> dict[str, Difference]:
+    """Compare what cells measured that train nothing: by seeds where there are several, else by rounds."""
+    found: dict[str, list[tuple[SpeedRow, SpeedRow]]] = {}
+    for a, b in both:
+        right = {_speed_name(row): row for row in b.speeds}
+        for row in a.speeds:
+            other = right.get(_speed_name(row))
+            if row.status == "done" and other is not None:
+                if other.status == "done":
+                    found.setdefault(_speed_name(row), []).append((row, other))
+                else:
+                    lost.append(f"{_speed_name(row)}: done in A, {other.status} in B")
+    return {name: _ratio_of_rows(pairs) for name, pairs in found.items()}
+
+
+def _speed_name(row: SpeedRow) -> str:
+    return f"{row.mode} {row.precision} b{'auto' if row.found_by else row.batch_size}"
+
+
+def _ratio_of_rows(pairs: list[tuple[SpeedRow, SpeedRow]]) -> Difference:
+    if len(pairs) > 1:
+        return paired_ratio(
+            [a.images_per_s or 1.0 for a, _ in pairs], [b.images_per_s or 1.0 for _, b in pairs]
+        )
+    a, b = pairs[0]
+    speeds = [[1e3 * (r.batch_size or 1) / ms for ms in r.samples_ms or [r.step_ms or 1.0]] for r in (a, b)]
+    ratio = ratio_of_medians(*speeds)
+    if ratio.low is None or ratio.high is None:
+        return ratio
+    # the rounds do not know what happened to the machine meanwhile; its drift is the least that it may have done
+    drift = max(abs(r.drift_percent or 0.0) for r in (a, b)) / 100
+    return replace(ratio, low=ratio.low / (1 + drift), high=ratio.high * (1 + drift))
+
+
 def _speeds(both: list[tuple[Record, Record]]) -> dict[str, Difference]:
+    both = [(a, b) for a, b in both if not (a.speeds and b.speeds)]
     readers: dict[str, Callable[[Record], float | None]] = {"train": _train_speed}
     sizes = {size for pair in both for r in pair for net in r.throughput.values() for size in net}
     for size in sorted(sizes, key=lambda s: (len(s), s)):

@@ -5,17 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from kdbench.errors import RecordError
+from kdbench.results.speed_row import DRIFT_LIMIT, Mode, Precision, SpeedRow, Text
 from kdbench.results.store import MAX_RECORD_BYTES, read_limited
 
-Mode = Literal["infer", "train"]
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+__all__ = [
+    "DRIFT_LIMIT",
+    "MEMORY_NOTES",
+    "Mode",
+    "Precision",
+    "SpeedRow",
+    "SpeedSettings",
+    "SpeedSheet",
+    "Text",
+    "flat_rows",
+    "read_sheet",
+]
+
 BatchSize = Annotated[int, Field(ge=1)] | Literal["auto"]
-Text = Annotated[str, StringConstraints(max_length=300)]
-#: Drift of the machine during a measurement, in percent, from which on a sheet is warned about.
-DRIFT_LIMIT = 5.0
 #: What the peak memory of a row is, by the type of the device.
 MEMORY_NOTES = {
     "cuda": "GPU memory allocated for the model alone: weights, optimizer state, input, activations",
@@ -35,6 +44,9 @@ class SpeedSettings(_Model):
     modes: list[Mode] = Field(min_length=1)
     batch_sizes: list[BatchSize] = Field(min_length=1)
     precisions: list[Precision] = Field(min_length=1)
+    #: constructor arguments, by model
+    args: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    in_chans: int = Field(default=3, ge=1)
     #: side of the square input in pixels
     image_size: int = Field(ge=1)
     num_classes: int = Field(ge=2)
@@ -46,41 +58,6 @@ class SpeedSettings(_Model):
     rounds: int = Field(ge=1)
     #: seconds after which a row gets no further round, once it has three
     max_seconds: FiniteFloat = Field(gt=0)
-
-
-class SpeedRow(_Model):
-    """One model in one mode at one precision and batch size. All speeds are None unless it is done."""
-
-    model: Text
-    mode: Mode
-    precision: Precision
-    #: None where it was to be found and not even the smallest one worked
-    batch_size: int | None = Field(default=None, ge=1)
-    #: why the search for a batch size ended: memory, speed (it no longer rose) or limit; None: it was given
-    found_by: Literal["memory", "speed", "limit"] | None = None
-    status: Literal["done", "oom", "failed"] = "done"
-    message: str | None = Field(default=None, max_length=1000)
-    images_per_s: FiniteFloat | None = Field(default=None, gt=0)
-    #: milliseconds of one call in an uninterrupted series: the median over the rounds
-    step_ms: FiniteFloat | None = Field(default=None, gt=0)
-    #: interquartile range of `step_ms` over its median
-    iqr_ratio: FiniteFloat | None = Field(default=None, ge=0)
-    #: milliseconds of a single call, waited for
-    latency_ms_p50: FiniteFloat | None = Field(default=None, gt=0)
-    latency_ms_p95: FiniteFloat | None = Field(default=None, gt=0)
-    rounds: int = Field(default=0, ge=0)
-    #: calls of one round
-    calls: int = Field(default=0, ge=0)
-    #: change of `step_ms` from the first rounds to their repetition at the end, in percent
-    drift_percent: FiniteFloat | None = None
-    peak_memory_mb: FiniteFloat | None = Field(default=None, ge=0)
-    params: int | None = Field(default=None, ge=0)
-    #: multiply-accumulates of one image's forward pass
-    macs: int | None = Field(default=None, ge=0)
-    #: outputs of convolutions and matrix products of one image's forward pass
-    activations: int | None = Field(default=None, ge=0)
-    #: `step_ms` of each round, for comparisons
-    samples_ms: list[FiniteFloat] = Field(default_factory=list)
 
 
 class SpeedSheet(_Model):

@@ -30,12 +30,12 @@ class Inputs:
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def get(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Return images (batch, 3, S, S), standard normal, and labels (batch,) int64."""
+        """Return images (batch, C, S, S), standard normal, and labels (batch,) int64."""
         if batch not in self._made:
             s = self._settings
             generator = torch.Generator(self._device).manual_seed(batch)
             where: dict[str, Any] = {"device": self._device, "generator": generator}
-            x = torch.randn((batch, 3, s.image_size, s.image_size), **where)
+            x = torch.randn((batch, s.in_chans, s.image_size, s.image_size), **where)
             x = x.contiguous(memory_format=torch.channels_last) if s.channels_last else x
             self._made[batch] = x, torch.randint(s.num_classes, (batch,), **where)
         return self._made[batch]
@@ -55,8 +55,8 @@ class Model:
         self.name, self._inputs = name, inputs
         device = torch.device(settings.device)
         with seeded(0):
-            net = builder(registry, Arch(name=name))(
-                num_classes=settings.num_classes, in_chans=3, image_size=settings.image_size
+            net = builder(registry, Arch(name=name, args=settings.args.get(name, {})))(
+                num_classes=settings.num_classes, in_chans=settings.in_chans, image_size=settings.image_size
             )
         layout = torch.channels_last if settings.channels_last else torch.preserve_format
         self.net: nn.Module = net.to(device).to(memory_format=layout)  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from kdbench.engine.cell import now
+from kdbench.engine.loop import Interrupted
 from kdbench.engine.speed.batch import empty, find_batch
 from kdbench.engine.speed.models import Inputs, Model
 from kdbench.measure.environment import capture
@@ -37,8 +38,8 @@ class _Entry:
 def measure_speed(registry: Registry, settings: SpeedSettings, told: Told = lambda line: None) -> SpeedSheet:
     """Measure every model in every mode at every precision and batch size, in interleaved rounds.
 
-    `told` gets a line before each thing that may take long. A model that cannot be built or run, or a batch that
-    does not fit, is a row that says so; a batch is never made smaller.
+    `told` gets a line before each thing that may take long, and may raise Interrupted. A model that cannot be
+    built or run, or a batch that does not fit, is a row that says so; a batch is never made smaller.
     """
     started = now()
     device = torch.device(settings.device)
@@ -119,6 +120,8 @@ def _entries(
                 entry.contender = model.contender(mode, precision, row.batch_size)
                 warm_up(entry.contender, device)
                 row.peak_memory_mb = model.peak_bytes(entry.contender, mode, row.batch_size) / 2**20
+        except Interrupted:
+            raise
         except Exception as error:
             _fail(entry, error)
             empty(device)
