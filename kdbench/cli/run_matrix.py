@@ -210,7 +210,10 @@ def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     board = plan.run.path / "board"
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
     build_board(records, board, title=title, description=plan.matrix.matrix.description)
-    _print_table(plan)
+    if all(cell.file.only_speed for cell in plan.cells):
+        _print_speeds(plan)
+    else:
+        _print_table(plan)
     _print_failures(plan)
     click.echo(_counts(plan))
     _point(plan, sinks)
@@ -228,6 +231,18 @@ def _print_failures(plan: Plan) -> None:
         failed = failed or cell.status != "not_applicable"
     if failed:
         click.echo("--rerun failed runs them again")
+
+
+def _print_speeds(plan: Plan) -> None:
+    from kdbench.cli._table import print_table
+    from kdbench.cli.throughput import COLUMNS, speed_cells
+    from kdbench.results.store import read_record
+
+    rows = []
+    for cell in plan.cells:
+        if cell.status == "done":
+            rows += [speed_cells(row) for row in read_record(cell.folder / "result.json").speeds]
+    print_table(COLUMNS, rows, title=f"{plan.matrix.matrix.name}: speed of untrained networks")
 
 
 def _print_table(plan: Plan) -> None:

@@ -293,7 +293,7 @@ class Planner:
             seed=spec.seed,
             route=method["route"],
             evaluators=list(spec.evaluators),
-            throughput=Timing(batch_sizes=list(timing.batch_sizes), rounds=timing.rounds) if timing else None,
+            throughput=Timing.model_validate(timing.model_dump(mode="json")) if timing else None,
             disable_plugins=self._disable,
         )
 

@@ -23,6 +23,7 @@ from kdbench.launch.progress import Progress
 from kdbench.launch.resolve import Resolver
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.registry import Registry
+from kdbench.results.speed_row import fastest
 from kdbench.results.store import atomic_write_json, read_record, read_record_dict, write_record
 
 #: Statuses that ``--rerun failed`` takes up again.
@@ -117,7 +118,7 @@ class Session:
         question = {
             "ask": "device",
             "device": self._options.device,
-            "precisions": sorted({c.file.recipe.precision for c in cells}),
+            "precisions": sorted({p for c in cells for p in c.file.precisions}),
         }
         answer = Resolver(self._registry, self._options.disable).ask([question])[0]
         if answer["error"]:
@@ -281,6 +282,8 @@ def _has_gpu_driver() -> bool:
 def _outcome(record: Mapping[str, Any]) -> str:
     if record["status"] != "done":
         return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
+    if record.get("speeds"):
+        return fastest(record["speeds"])
     last = record["deployables"][record["primary"]]["last"]
     return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")
 

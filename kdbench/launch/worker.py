@@ -30,6 +30,7 @@ def run_folder(
     import torch
 
     from kdbench.engine.cell import CellTrainer, now, read_cell
+    from kdbench.engine.speed.cell import SpeedCell
     from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
 
@@ -43,7 +44,8 @@ def run_folder(
     registry = None
     try:
         registry = Registry.load(disable=cell.disable_plugins)
-        CellTrainer(folder, registry, WorkerHooks(folder, cell.device, cell.cell_id, report, stop)).run()
+        runner = SpeedCell if cell.only_speed else CellTrainer
+        runner(folder, registry, WorkerHooks(folder, cell.device, cell.cell_id, report, stop)).run()
     except Exception as e:
         return conclude(folder, cell, registry, e, started, report)
     finally:

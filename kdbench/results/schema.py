@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
+from kdbench.results.speed_row import SpeedRow
+
 SCHEMA_VERSION = 1
 
 Status = Literal["done", "failed", "oom", "timeout", "diverged", "crashed", "not_applicable", "interrupted"]
@@ -155,6 +157,8 @@ class Record(_Model):
     deployables: dict[str, Deployable] = Field(default_factory=dict)
     #: deployable -> batch size -> speed
     throughput: dict[str, dict[str, BatchSpeed]] = Field(default_factory=dict)
+    #: speeds of a cell that only measures them, over modes, precisions and batch sizes
+    speeds: list[SpeedRow] = Field(default_factory=list)
     cost: Cost | None = None
     teachers: list[TeacherRef] = Field(default_factory=list)
     #: primary metric of trivial baselines
