@@ -139,6 +139,9 @@ class _Hooks:
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
+    def wanted(self) -> bool:
+        return self._turnstile.wanted()
+
     def gate(self) -> None:
         self._turnstile.gate()
 
