@@ -55,7 +55,11 @@ class Seen:
 def size_of(cell: CellFile, images: int | None = None, macs: float | None = None) -> Size:
     """Return the size of a cell; the arguments are as in :class:`Size`."""
     recipe = cell.recipe
-    nets = [cell.student, *(t.architecture for t in cell.teachers), *([cell.assistant] if cell.assistant else [])]
+    nets = [
+        cell.student,
+        *(t.architecture for t in cell.teachers),
+        *([cell.assistant] if cell.assistant else []),
+    ]
     data = cell.dataset
     step = [recipe.batch_size, recipe.precision, recipe.channels_last, recipe.compile, recipe.augment.kind]
     return Size(
@@ -170,7 +174,7 @@ class Forecast:
         return max(0.0, busy - each * len(epochs)) + self._rest / 2
 
     def _indexed(self) -> list[dict[tuple[Any, ...], float]]:
-        """Return for each level the rates by key: of cells that are done, or where there are none of those that run."""
+        """Return the rates by key for each level: of cells that are done, or else of those that run."""
         if self._rates is None:
             live, done = _medians(self._live.values()), _medians(self._done.values())
             self._rates = [one | other for one, other in zip(live, done, strict=True)]

@@ -1,4 +1,4 @@
-"""The local launcher: worker processes on this machine, one cell each."""
+"""The local launcher: worker processes on this machine, one cell or one gang of cells each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.hooks import Job
+from kdbench.launch.aside import put_aside
 from kdbench.launch.failure import log_tail
+from kdbench.launch.gang_worker import gang_child
+from kdbench.launch.gangs import gang_of
+from kdbench.launch.packing import Packing
+from kdbench.launch.schedule import Cost, Order
 from kdbench.launch.server import context
-from kdbench.launch.worker import INTERRUPTED, NO_SPACE, child
+from kdbench.launch.worker import DONE, FAILED, INTERRUPTED, NO_SPACE, child
+from kdbench.results.store import read_record_dict
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -30,44 +36,75 @@ class _Worker:
     killed: bool = False
     asked: int = 0
     no_space: str | None = None
+    #: cells of a gang that are not over, and those of them that left for want of memory
+    left: dict[str, Job] = field(default_factory=dict)
+    starved: set[str] = field(default_factory=set)
+    #: cells of a gang that there was no room for
+    crowded: list[Job] = field(default_factory=list)
+    #: cells that began
+    begun: set[str] = field(default_factory=set)
+    #: cells of a gang that ended otherwise than done
+    failed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.left = {j.cell_id: j for j in self.job.gang}
 
 
 class LocalLauncher:
     """Runs jobs in processes from a preloaded fork server.
 
-    Options: ``workers`` (number of slots), ``gpus`` (number of GPUs; slots go round them; 0 on the CPU).
+    Options: ``workers`` (number of slots), ``gpus`` (number of GPUs; slots go round them; 0 on the CPU),
+    ``slots_per_gpu`` (a number or ``auto``: workers are then a bound), ``cost`` (gives a job's expected cost as
+    known at the time; left out: what the job says).
     """
+
+    #: jobs of several cells are understood
+    gangs = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._slots = int(options.get("workers", 1))
         self._gpus = int(options.get("gpus", 0))
+        self._cost: Cost = options.get("cost") or (lambda job: job.cost)
+        self._packing = Packing("auto") if self._gpus and options.get("slots_per_gpu") == "auto" else None
         self._poll_s = 0.1
 
     def run(self, jobs: Sequence[Job], report: Report, stop: Callable[[], int]) -> None:
         """Run all jobs. Raises KdbenchError when the disk is full: nothing more could be kept."""
         ctx = context()
-        waiting = sorted(jobs, key=lambda j: (len(j.after) > 0, -j.cost))
-        open_ids = {j.cell_id for j in jobs}
+        waiting, order = list(jobs), Order(self._cost)
+        open_ids = {m.cell_id for j in jobs for m in j.gang or (j,)}
         # a teacher that is neither done nor among the jobs failed in an earlier run
         bad: set[str] = {c for j in jobs for c in j.after} - open_ids
         running: list[_Worker] = []
-        free = list(range(self._slots))
         fatal: str | None = None
         try:
             while waiting or running:
                 asked = stop()
                 if asked or fatal:
                     waiting.clear()
-                while free and (job := self._next(waiting, open_ids, bad, report)) is not None:
-                    running.append(self._start(ctx, job, free.pop(0)))
+                if waiting and self._slot(running) is not None:
+                    order.renew(waiting)
+                while (slot := self._slot(running)) is not None:
+                    if (job := self._next(waiting, open_ids, bad, report)) is None:
+                        break
+                    running.append(self._start(ctx, job, slot))
                 self._serve(running, report, asked)
                 for worker in [w for w in running if not w.process.is_alive()]:
                     self._drain(worker, report)
                     running.remove(worker)
-                    free.append(worker.slot)
-                    open_ids.discard(worker.job.cell_id)
-                    if not self._close(worker, report):
+                    again: list[Job] = []
+                    if self._packing is not None:
+                        self._packing.ended(worker.job.cell_id)
+                    if self._starved(worker, running):
+                        again = _set_aside(worker, report)
+                    elif worker.job.gang:
+                        again = self._close_gang(worker, report)
+                        bad |= worker.failed
+                    elif not self._close(worker, report):
                         bad.add(worker.job.cell_id)
+                    waiting[:0] = again
+                    gone = {m.cell_id for m in worker.job.gang or (worker.job,)}
+                    open_ids -= gone - {m.cell_id for j in again for m in j.gang or (j,)}
                     fatal = fatal or worker.no_space
         finally:
             for worker in running:
@@ -77,15 +114,36 @@ class LocalLauncher:
                 f"{fatal}; finished cells are safe: free some space and run the same command again"
             )
 
+    def _slot(self, running: Sequence[_Worker]) -> int | None:
+        """Return the first slot that is free."""
+        room = self._slots
+        if self._packing is not None:
+            room = min(room, self._packing.slots * self._gpus)
+        taken = {worker.slot for worker in running}
+        return next((slot for slot in range(room) if slot not in taken), None)
+
+    def _starved(self, worker: _Worker, running: Sequence[_Worker]) -> bool:
+        """Return whether a cell ran out of memory because of others that ``auto`` put on its GPU."""
+        if self._packing is None or worker.job.gang or worker.process.exitcode != FAILED or worker.asked:
+            return False
+        if not any(other.slot % self._gpus == worker.slot % self._gpus for other in running):
+            return False
+        path = worker.job.folder / "result.json"
+        if not path.exists() or read_record_dict(path)["status"] != "oom":
+            return False
+        self._packing.starved()
+        return True
+
     def _next(self, waiting: list[Job], open_ids: set[str], bad: set[str], report: Report) -> Job | None:
         for job in list(waiting):
             broken = [c for c in job.after if c in bad]
             if broken:
                 waiting.remove(job)
-                open_ids.discard(job.cell_id)
-                bad.add(job.cell_id)
                 message = f"its teacher cell {broken[0][:12]} did not finish"
-                report({"event": "died", "cell_id": job.cell_id, "status": "failed", "message": message})
+                for cell in job.gang or (job,):
+                    open_ids.discard(cell.cell_id)
+                    bad.add(cell.cell_id)
+                    report({"event": "died", "cell_id": cell.cell_id, "status": "failed", "message": message})
             elif not any(c in open_ids for c in job.after):
                 waiting.remove(job)
                 return job
@@ -94,7 +152,12 @@ class LocalLauncher:
     def _start(self, ctx: Any, job: Job, slot: int) -> _Worker:
         ours, theirs = ctx.Pipe()
         environment = {"CUDA_VISIBLE_DEVICES": _gpu(slot, self._gpus)} if self._gpus > 1 else {}
-        process = ctx.Process(target=child, args=(str(job.folder), theirs, environment), name=job.label)
+        target, what = (
+            (child, str(job.folder)) if not job.gang else (gang_child, [str(j.folder) for j in job.gang])
+        )
+        if self._packing is not None:
+            self._packing.started(job.cell_id, slot % self._gpus)
+        process = ctx.Process(target=target, args=(what, theirs, environment), name=job.label)
         process.start()
         theirs.close()
         return _Worker(job, process, ours, slot)
@@ -124,7 +187,13 @@ class LocalLauncher:
                 event = worker.connection.recv()
                 if event.get("event") == "no_space":
                     worker.no_space = event["message"]
+                elif event.get("event") in ("ended", "released"):
+                    _one_of_gang(worker, event, report)
                 else:
+                    # one cell of a gang speaks for all, since they are in step
+                    if self._packing is not None and event["cell_id"] == worker.job.cell_id:
+                        self._packing.see(event, time.monotonic(), max(1, len(worker.left)))
+                    worker.begun |= {event["cell_id"]} if event.get("event") == "started" else set()
                     report(event)
         except (EOFError, OSError):
             # the worker closed its end; the sentinel tells the rest
@@ -152,6 +221,59 @@ class LocalLauncher:
             status = "interrupted" if code == -signal.SIGKILL else "crashed"
             report({"event": "died", "status": status, "message": _how(code, job), **told})
         return False
+
+    def _close_gang(self, worker: _Worker, report: Report) -> list[Job]:
+        """Say how the cells of a gang ended; returns jobs for those that have to go on in other processes."""
+        worker.process.join()
+        worker.connection.close()
+        stopped = bool(worker.asked or worker.no_space)
+        # a record that was written just before the end holds, though nobody told of it
+        for job in [j for j in worker.left.values() if (j.folder / "result.json").exists()]:
+            _one_of_gang(worker, {"event": "ended", "cell_id": job.cell_id, "code": FAILED}, report)
+        alone, crowded = list(worker.left.values()), worker.crowded
+        if stopped:
+            worker.failed |= {job.cell_id for job in (*alone, *crowded)}
+            for job in alone:
+                if job.cell_id in worker.begun:
+                    report({"event": "interrupted", "cell_id": job.cell_id})
+            return []
+        if worker.killed:
+            why = f"its gang was stopped after the limit of {worker.job.timeout_s:g} s"
+        else:
+            why = f"the worker of its gang ended ({_code(worker.process.exitcode)})"
+        for job in alone:
+            reason = "out of memory in its gang" if job.cell_id in worker.starved else why
+            report({"event": "released", "cell_id": job.cell_id, "message": f"{reason}; it goes on alone"})
+        return [*alone, *([gang_of(crowded)] if crowded else [])]
+
+
+def _set_aside(worker: _Worker, report: Report) -> list[Job]:
+    """Put the record of a starved cell aside, so that the cell runs again; returns its job."""
+    worker.process.join()
+    worker.connection.close()
+    job = worker.job
+    put_aside(job.folder)
+    message = "out of memory beside another cell on its GPU; it goes on with fewer beside it"
+    report({"event": "released", "cell_id": job.cell_id, "message": message})
+    return [job]
+
+
+def _one_of_gang(worker: _Worker, event: Mapping[str, Any], report: Report) -> None:
+    """Take note of a cell that left its gang."""
+    if event["event"] == "released" and event["why"] == "oom":
+        worker.starved.add(event["cell_id"])
+        return
+    job = worker.left.pop(event["cell_id"])
+    if event["event"] == "released":
+        worker.crowded.append(job)
+        return
+    worker.failed |= {job.cell_id} if event["code"] != DONE else set()
+    kind = "interrupted" if event["code"] in (INTERRUPTED, NO_SPACE) else "finished"
+    report({"event": kind, "cell_id": job.cell_id})
+
+
+def _code(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"code {code}"
 
 
 def _gpu(slot: int, gpus: int) -> str:

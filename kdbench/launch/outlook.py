@@ -17,19 +17,19 @@ _PAUSE = 50
 class Outlook:
     """Follows the events of a run. Times are of `clock`, in seconds."""
 
-    def __init__(self, forecast: Forecast, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._forecast, self._workers, self._clock = forecast, workers, clock
+    def __init__(self, forecast: Forecast, clock: Callable[[], float] = time.monotonic) -> None:
+        self.forecast, self._workers, self._clock = forecast, 1, clock
         self._jobs: dict[str, Job] = {}
         self._began: dict[str, float] = {}
         self._open: set[str] = set()
         self._latest: float | None = None
         self._stale, self._again_at, self._at = True, 0.0, 0.0
 
-    def plan(self, jobs: Sequence[Job], workers: int | None = None) -> None:
+    def plan(self, jobs: Sequence[Job], workers: int) -> None:
         """Take in the jobs of the run, all of them, and how many run at a time."""
         self._jobs = {job.cell_id: job for job in jobs}
         self._open = {cell.cell_id for job in jobs for cell in members(job)}
-        self._workers = workers or self._workers
+        self._workers = workers
         self._stale = True
 
     def see(self, event: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> None:
@@ -38,15 +38,15 @@ class Outlook:
         self._stale = True
         if kind == "started":
             self._began[cell] = self._clock()
-            self._forecast.lost(cell)
+            self.forecast.lost(cell)
         elif kind == "epoch":
-            self._forecast.epoch(cell, event["row"])
+            self.forecast.epoch(cell, event["row"])
         elif kind == "released":
             self._began.pop(cell, None)
-            self._forecast.lost(cell)
+            self.forecast.lost(cell)
         elif kind in ("finished", "died", "interrupted"):
             began = self._began.pop(cell, None)
-            self._forecast.ended(cell, record or {}, None if began is None else self._clock() - began)
+            self.forecast.ended(cell, record or {}, None if began is None else self._clock() - began)
             self._open.discard(cell)
 
     def cost(self, job: Job) -> float:
@@ -55,14 +55,14 @@ class Outlook:
         A gang costs its cells, less the share that it saved of their costs when it was put together.
         """
         if len(members(job)) == 1:
-            return self._forecast.cost(members(job)[0].cell_id)
+            return self.forecast.cost(members(job)[0].cell_id)
         apart = sum(cell.cost for cell in members(job))
-        return sum(self._forecast.cost(c.cell_id) for c in members(job)) * (job.cost / apart if apart else 1.0)
+        return sum(self.forecast.cost(c.cell_id) for c in members(job)) * (job.cost / apart if apart else 1.0)
 
     def left(self) -> float | None:
         """Return the seconds until all jobs are done; None while nothing is known of any cell."""
         now = self._clock()
-        if not self._forecast.knows:
+        if not self.forecast.knows:
             return None
         if self._latest is None or (self._stale and now >= self._again_at):
             self._latest, self._at = self._work_out(now), now
@@ -76,6 +76,6 @@ class Outlook:
         for job in jobs:
             on = [c.cell_id for c in members(job) if c.cell_id in self._began]
             if on:
-                lefts = [self._forecast.left(c, now - self._began[c]) for c in on]
+                lefts = [self.forecast.left(c, now - self._began[c]) for c in on]
                 running[job.cell_id] = sum(left for left in lefts if left is not None)
         return finish(jobs, running, self._workers, self.cost)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 MOST = 4
 #: A further cell has to bring at least this much more throughput to be kept.
 WORTH = 1.1
-#: Epochs that each running cell has to show before they are judged; the first one warms up and is left out.
-PATIENCE = 3
+#: Epochs that each running cell has to show, after one to warm up, before they are judged.
+PATIENCE = 2
 #: Share of the free memory that may be planned with: what a cell takes varies, and other programs come.
 SPARE = 0.9
 #: Percent of the time in which the GPU computes, above which another cell is not tried.
@@ -24,7 +24,9 @@ Wish = Literal["auto"] | int
 @dataclass
 class _Cell:
     gpu: int
+    #: images per second of each epoch but the first, evaluation and waiting included
     speeds: list[float] = field(default_factory=list)
+    since: float | None = None
     memory_mb: float | None = None
 
 
@@ -66,23 +68,26 @@ class Packing:
         if cell is not None:
             self._forget_speeds(cell.gpu)
 
-    def epoch(self, cell_id: str, row: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> None:
-        """A cell has trained an epoch.
+    def see(self, event: Mapping[str, Any], now: float, cells: int = 1) -> None:
+        """Take in that a cell has trained an epoch; other events tell nothing.
 
         Args:
-            row: of its curves.
-            gpu: what its process sees: ``memory_mb`` that it takes, ``free_mb`` of the device, ``busy`` in
-                percent; each may be None.
+            event: with the ``row`` of its curves, and in ``gpu`` what its process sees: ``memory_mb`` that it
+                takes, ``free_mb`` of the device, ``busy`` in percent; each may be None.
+            now: seconds of any clock.
+            cells: for how many cells in step it speaks.
         """
-        cell = self._cells.get(cell_id)
-        if cell is None:
+        cell = self._cells.get(event["cell_id"])
+        if cell is None or event["event"] != "epoch":
             return
-        # steps per second, so that cells of unlike batches still add up to something that rises and falls
-        speed = row.get("images_per_s") or (1e3 / row["step_ms"] if row.get("step_ms") else None)
-        if speed:
-            cell.speeds.append(float(speed))
+        row = event["row"]
+        # by the clock on the wall: cells of a gang take turns, and each tells of its own turns only
+        if cell.since is not None and now > cell.since:
+            images = row.get("images_per_s", 0.0) * row["train_s"] or row["steps"]
+            cell.speeds.append(cells * images / (now - cell.since))
+        cell.since = now
         state = self._gpus.setdefault(cell.gpu, _Gpu())
-        for key, value in (gpu or {}).items():
+        for key, value in (event.get("gpu") or {}).items():
             if key == "memory_mb":
                 cell.memory_mb = value
             elif hasattr(state, key):
@@ -99,7 +104,7 @@ class Packing:
         ripe = all(len(cell.speeds) >= PATIENCE for cell in here)
         if self.settled or len(here) != self.slots or not ripe:
             return
-        together = sum(median(cell.speeds[1:]) for cell in here)
+        together = sum(median(cell.speeds) for cell in here)
         self._throughput.setdefault(len(here), []).append(together)
         fewer = self._throughput.get(self.slots - 1)
         if fewer and together < WORTH * median(fewer):
@@ -131,3 +136,4 @@ class Packing:
         for cell in self._cells.values():
             if cell.gpu == gpu:
                 cell.speeds.clear()
+                cell.since = None

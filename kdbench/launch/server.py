@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
 
@@ -18,3 +19,9 @@ def context() -> ForkServerContext:
     ctx = multiprocessing.get_context("forkserver")
     ctx.set_forkserver_preload(["kdbench.launch.preload"])
     return ctx
+
+
+def warm_up() -> None:
+    """Start the server, without waiting until it has imported everything."""
+    context()
+    forkserver.ensure_running()

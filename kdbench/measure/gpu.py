@@ -8,15 +8,19 @@ import torch
 _CONTEXT_MB = 500.0
 
 
-def gpu_state(device: torch.device) -> dict[str, float | None] | None:
-    """Return ``memory_mb`` that this process takes, ``free_mb`` of the device and ``busy`` in percent.
+def gpu_state(name: str) -> dict[str, float | None] | None:
+    """Return ``memory_mb`` that this process takes of a device, ``free_mb`` of it, and ``busy`` in percent.
 
     None on the CPU. What the process takes is what its allocator has reserved at most; the context of CUDA comes
     on top, some 500 MiB, and is counted with it. ``busy`` needs pynvml; None without it, or where the driver
     does not tell.
+
+    Args:
+        name: of the device, such as ``cuda``.
     """
-    if device.type != "cuda":
+    if not name.startswith("cuda"):
         return None
+    device = torch.device(name)
     try:
         free, _ = torch.cuda.mem_get_info(device)
         taken = torch.cuda.max_memory_reserved(device)

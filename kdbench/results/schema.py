@@ -107,6 +107,8 @@ class Cost(_Model):
     #: device time of the cell: hours of one GPU, or of one CPU core
     device_hours: FiniteFloat = Field(ge=0)
     peak_memory_mb: FiniteFloat | None = None
+    #: part of the clocks that was spent once for several cells, by another of them
+    shared_s: FiniteFloat | None = Field(default=None, ge=0)
     attempts: int = Field(default=1, ge=1)
 
 
