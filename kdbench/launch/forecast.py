@@ -85,9 +85,10 @@ def seen_in(size: Size, record: Mapping[str, Any], elapsed_s: float | None = Non
     if record.get("status") != "done" or not cost or not size.work:
         return None
     busy = float(cost["train_s"] + cost["eval_s"])
-    rest = None if elapsed_s is None else max(0.0, elapsed_s - busy)
-    if rest is None:
-        rest = float(cost["setup_s"] + cost["log_s"])
+    rest = float(cost["setup_s"] + cost["log_s"])
+    # cells of a gang take turns: what passed between their start and their end is not theirs
+    if elapsed_s is not None and cost.get("peak_memory_mb") is not None:
+        rest = max(rest, elapsed_s - busy)
     return Seen(size, busy / size.work, rest if cost.get("attempts", 1) == 1 else None)
 
 
@@ -97,8 +98,8 @@ Key = Callable[[Size], tuple[Any, ...]]
 _LEVELS: tuple[tuple[Key, bool], ...] = (
     (lambda s: (s.pair, s.data, s.step, s.method, s.params), False),
     (lambda s: (s.pair, s.data, s.step, s.method), False),
-    (lambda s: (s.data, s.step, s.method, s.teachers), True),
     (lambda s: (s.pair, s.data, s.step), False),
+    (lambda s: (s.data, s.step, s.method, s.teachers), True),
     (lambda s: (s.data, s.step), True),
     (lambda s: (s.step,), True),
     (lambda s: (), True),

@@ -54,10 +54,7 @@ class Outlook:
 
         A gang costs its cells, less the share that it saved of their costs when it was put together.
         """
-        if len(members(job)) == 1:
-            return self.forecast.cost(members(job)[0].cell_id)
-        apart = sum(cell.cost for cell in members(job))
-        return sum(self.forecast.cost(c.cell_id) for c in members(job)) * (job.cost / apart if apart else 1.0)
+        return _saved(job) * sum(self.forecast.cost(cell.cell_id) for cell in members(job))
 
     def left(self) -> float | None:
         """Return the seconds until all jobs are done; None while nothing is known of any cell."""
@@ -77,5 +74,11 @@ class Outlook:
             on = [c.cell_id for c in members(job) if c.cell_id in self._began]
             if on:
                 lefts = [self.forecast.left(c, now - self._began[c]) for c in on]
-                running[job.cell_id] = sum(left for left in lefts if left is not None)
+                running[job.cell_id] = _saved(job) * sum(left for left in lefts if left is not None)
         return finish(jobs, running, self._workers, self.cost)
+
+
+def _saved(job: Job) -> float:
+    """Return the cost of a job as a share of its cells' costs one after another."""
+    apart = sum(cell.cost for cell in members(job))
+    return job.cost / apart if len(members(job)) > 1 and apart else 1.0
