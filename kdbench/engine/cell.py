@@ -48,8 +48,12 @@ class Hooks:
         """Polled after every step."""
         return False
 
+    def wanted(self) -> bool:
+        """Polled after every step: whether another process waits for this one to pause, so that it can measure."""
+        return False
+
     def gate(self) -> None:
-        """Before an epoch: wait while another process measures."""
+        """Before an epoch, and when it is wanted: wait while another process measures."""
 
     def alone(self) -> Any:
         """Return a context in which no other process of the run trains."""
@@ -107,6 +111,7 @@ class CellTrainer:
                 on_epoch=self._on_epoch,
                 should_stop=self.hooks.should_stop,
                 gate=self.hooks.gate,
+                wanted=self.hooks.wanted,
                 keep=lambda epochs: self._keep_route(run, epochs),
                 clock=clock,
             )

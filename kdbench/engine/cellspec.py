@@ -85,6 +85,8 @@ class CellFile(_Part):
     throughput: Timing | None = None
     device: str = "cpu"
     threads: int | None = None
+    #: processes that read a streaming data set; None: as many as a cell alone on the machine would take
+    loaders: int | None = None
     disable_plugins: list[str] = Field(default_factory=list)
 
     @property

@@ -61,6 +61,7 @@ class Loop:
         on_epoch: gets each epoch's row (for curves and live progress).
         should_stop: polled after every step; true ends the run with :class:`Interrupted`.
         gate: called before each epoch; may wait (for another process that measures alone).
+        wanted: polled after every step; true stops the clock and calls `gate` before the next one.
         keep: called with (number of epochs done over the run) after each epoch; saves route checkpoints.
         clock: gives the time in seconds.
     """
@@ -75,12 +76,13 @@ class Loop:
         on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
         should_stop: Callable[[], bool] = lambda: False,
         gate: Callable[[], None] = lambda: None,
+        wanted: Callable[[], bool] = lambda: False,
         keep: Callable[[int], None] = lambda epochs: None,
         clock: Clock | None = None,
     ) -> None:
         self.run, self.method, self.path = run, method, folder / "checkpoint.safetensors"
         self._evaluate, self._on_epoch, self._should_stop = evaluate, on_epoch, should_stop
-        self._gate, self._keep = gate, keep
+        self._gate, self._wanted, self._keep = gate, wanted, keep
         self._clock = clock or Clock()
         self.phases = checked(method.phases(run))
         self.epochs = epochs_of(self.phases, run.recipe.epochs)
@@ -174,6 +176,10 @@ class Loop:
                 self._count(began, images)
                 self._save()
                 raise Interrupted
+            if self._wanted():
+                self._count(began, images)
+                self._gate()
+                began, images = self._clock(), 0
         self._count(began, images)
 
     def _step(self, step_fn: Any, batch: Batch | None, phase: Phase) -> Mapping[str, torch.Tensor]:

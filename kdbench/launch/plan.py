@@ -10,7 +10,7 @@ from typing import Any
 
 from kdbench.engine.cellspec import Arch, CellFile, Data, TeacherSource, Timing
 from kdbench.errors import KdbenchError, MatrixError
-from kdbench.launch.foresight import single_image, too_few
+from kdbench.launch.foresight import single_image, too_few, training_images
 from kdbench.launch.places import (
     NETWORKS,
     place_of,
@@ -312,6 +312,8 @@ class Planner:
                 where = self._loaded.where(*about)
                 raise MatrixError(f"{where}: {answer['error']}")
             for cell in group:
+                cell.macs = answer.get("macs")
+                cell.images = training_images(cell.spec, self._infos[_dataset_key(cell.spec)])
                 if answer.get("reason"):
                     cell.status, cell.reason = "not_applicable", answer["reason"]
 

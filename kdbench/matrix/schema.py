@@ -308,6 +308,9 @@ class Matrix(StrictModel):
             description="Train cells that share batches and teacher in one process: auto, off, or how many.",
         )
     )
+    slots_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
+        default=1, description="Cells at a time on each GPU: a number, or auto: as many as pay."
+    )
     include: Annotated[tuple[Include, ...], Field(strict=False)] = Field(
         default=(), description="Cells added to the product, after `exclude`."
     )
