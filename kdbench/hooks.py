@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pluggy
 
@@ -54,6 +54,9 @@ class Needs:
         min_batch: smallest batch on which the loss is defined.
         min_classes: smallest number of classes on which the loss is defined.
         capabilities: task capabilities, e.g. ``"distillable"``, ``"supervised"``, ``"features"``.
+        reads: what is used of a teacher: its ``"logits"``, ``"pooled"`` (logits and pooled features), or
+            ``"features"`` (anything; the default). The first two can come from a table of all views, where the
+            recipe asks for one; then nothing else may be used of what ``run.teach`` gives for training images.
     """
 
     teachers: int = 1
@@ -69,6 +72,7 @@ class Needs:
     min_batch: int = 1
     min_classes: int = 2
     capabilities: frozenset[str] = frozenset()
+    reads: Literal["logits", "pooled", "features"] = "features"
 
     def describe(self, given: Collection[str] = ()) -> list[str]:
         """Return the needs that go beyond one teacher, real data and labels, as short phrases.

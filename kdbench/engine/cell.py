@@ -18,9 +18,10 @@ from kdbench.engine.cellspec import CellFile
 from kdbench.engine.checkpoint import weights_bytes
 from kdbench.engine.context import CellRun
 from kdbench.engine.evaluation import best_epoch, deployables, evaluate_all, run_evaluators
-from kdbench.engine.loop import Loop, Progress
+from kdbench.engine.loop import Interrupted, Loop, Progress
 from kdbench.engine.phases import extra_parameters
 from kdbench.engine.seeds import seed_everything
+from kdbench.engine.teacher_cache import TeacherCache
 from kdbench.engine.teachers import doubts, load_cell_weights, load_checkpoint, route_loaders, route_path
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import derive_seed
@@ -70,6 +71,7 @@ class CellTrainer:
         self.device = torch.device(self.cell.device)
         self.warnings: list[str] = []
         self.teacher_refs: list[TeacherRef] = []
+        self._fill_s = 0.0
         self._started = now()
 
     def run(self) -> Record:
@@ -93,7 +95,7 @@ class CellTrainer:
             # networks are made under seeds of their own, so training starts from the same state whatever
             # a method did in setup
             seed_everything(derive_seed(cell.seed, "train"), deterministic=cell.recipe.deterministic)
-            loop.at.setup_s = time.perf_counter() - began
+            loop.at.setup_s, loop.at.fill_s = time.perf_counter() - began - self._fill_s, self._fill_s
             at = loop.train()
             self._write_curves(at)
             record = self._record(run, method, at)
@@ -132,7 +134,19 @@ class CellTrainer:
             load_teacher=self._load_teacher,
         )
         self._describe_teachers(run)
-        return run, setup_method(self.registry, cell, run)
+        every = context.every_view() if cell.teacher_cache else None
+        cache = TeacherCache(cell, run, every)
+        method = setup_method(self.registry, cell, run)
+        try:
+            cache.start(needs.reads, self._may_stop)
+        finally:
+            self._fill_s = cache.fill_s
+        self.warnings += cache.notes
+        return run, method
+
+    def _may_stop(self) -> None:
+        if self.hooks.should_stop():
+            raise Interrupted
 
     def _load_teacher(self, k: int, net: torch.nn.Module) -> None:
         source = self.cell.teachers[k]
@@ -270,7 +284,12 @@ class CellTrainer:
         if not run.teachers or not at.global_step:
             return None
         step_s = at.train_s / at.global_step
-        (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
+        if self.cell.teacher_cache:
+            # a table knows training images only
+            run.batch = next(iter(run.task_data.streams["train"].epoch(0)))
+            x = run.batch.x
+        else:
+            (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
         with run.amp():
             forward_s = median_seconds(lambda: [run.teach(t, x) for t in run.teachers], self.device)
         return min(1.0, forward_s / step_s)
@@ -288,8 +307,11 @@ class CellTrainer:
             extra_params=extra_parameters(method, run),
             epochs=at.total_epochs,
             steps=at.global_step,
-            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s) / 3600,
+            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s) / 3600,
             peak_memory_mb=peak_memory_mb(self.device),
+            fill_s=at.fill_s if self.cell.teacher_cache else None,
+            cached_forwards=at.answered if self.cell.teacher_cache else None,
+            online_forwards=at.taught - at.answered if self.cell.teacher_cache else None,
             attempts=at.attempts,
         )
 

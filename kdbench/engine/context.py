@@ -60,6 +60,12 @@ class CellRun:
         self.terms = Terms(device)
         self._build_student, self._build_assistant = build_student, build_assistant
         self._labels: Tensor | None = None
+        #: answers for the teachers where others may know what they say; e.g. :mod:`kdbench.engine.teacher_cache`
+        self.lookup: Callable[[NetHandle, Tensor, Sequence[Tap] | None], Out] | None = None
+        #: the batch of the step
+        self.batch: Batch | None = None
+        #: calls of `teach` in this epoch, and those that a table answered
+        self.taught = self.answered = 0
         #: what the method declared; None until it is made
         self.needs: Needs | None = None
         for handle in self.teachers:
@@ -135,7 +141,12 @@ class CellRun:
         bn: Literal["eval", "batch"] | None = None,
         taps: Sequence[Tap] | None = None,
     ) -> Out:
-        mode = batch_statistics(handle.net) if (bn or self.teacher_bn) == "batch" else nullcontext()
+        self.taught += 1
+        by_batch = (bn or self.teacher_bn) == "batch"
+        if self.lookup is not None and not grad and not by_batch:
+            with torch.no_grad():
+                return self.lookup(handle, x, taps)
+        mode = batch_statistics(handle.net) if by_batch else nullcontext()
         with mode, nullcontext() if grad else torch.no_grad():
             return handle(x, taps)
 

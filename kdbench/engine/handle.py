@@ -49,6 +49,11 @@ class NetHandle:
         feats.owner = self._owner
         return Out(logits, feats, pooled[0].flatten(1) if pooled else None)
 
+    @property
+    def wanted(self) -> tuple[Tap, ...]:
+        """The taps that were asked for."""
+        return tuple(self._wanted)
+
     def want(self, *taps: Tap) -> None:
         if self.locked:
             raise RuntimeError(f"{self.name}.want() belongs in setup(), not in the training loop")

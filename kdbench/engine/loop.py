@@ -40,6 +40,9 @@ class Progress:
     eval_s: float = 0.0
     log_s: float = 0.0
     setup_s: float = 0.0
+    fill_s: float = 0.0
+    taught: int = 0
+    answered: int = 0
     epoch_s: float = 0.0
     epoch_images: int = 0
     attempts: int = 1
@@ -142,8 +145,10 @@ class Loop:
     def _train_epoch(self, phase: Phase) -> None:
         run, at = self.run, self.at
         step_fn = phase.step or self.method.step
+        run.taught = run.answered = 0
         began, images = time.perf_counter(), 0
         for batch in self._batches(phase):
+            run.batch = batch
             for driven in run.optimizers.values():
                 driven.set_update(run.epoch * run.steps_per_epoch + at.step)
             parts = self._step(step_fn, batch, phase)
@@ -196,6 +201,8 @@ class Loop:
         self.at.epoch_s += seconds
         self.at.images += images
         self.at.epoch_images += images
+        self.at.taught += self.run.taught
+        self.at.answered += self.run.answered
 
     def _finish_epoch(self, phase: Phase) -> None:
         run, at = self.run, self.at

@@ -11,8 +11,26 @@ from typing import Any
 from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError
 from kdbench.matrix import CellSpec, LoadedMatrix
+from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
 from kdbench.results.store import RunFolder, read_record_dict
+
+
+@dataclass
+class Teaching:
+    """What a cell takes from its teachers.
+
+    Attributes:
+        reads, views: as the method declares, see :class:`kdbench.hooks.Needs`.
+        real_data: whether it reads training images.
+        pooled: width of the pooled feature of each teacher, known once the networks were built.
+    """
+
+    info: DataInfo
+    reads: str
+    real_data: bool
+    views: tuple[str, ...] = ()
+    pooled: tuple[int, ...] = ()
 
 
 @dataclass
@@ -26,6 +44,7 @@ class PlannedCell:
     reason: str | None = None
     after: list[str] = field(default_factory=list)
     stale: bool = False
+    teaching: Teaching | None = None
 
     @property
     def id(self) -> str:

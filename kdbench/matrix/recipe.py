@@ -185,6 +185,11 @@ class Recipe(StrictModel):
     deterministic: bool = Field(
         default=True, description="Deterministic algorithms, so that a run repeats exactly."
     )
+    teacher_cache: Literal["off", "fp16", "fp32"] = Field(
+        default="off",
+        description="Table of the teacher's outputs for all views, for methods that read no more than logits and "
+        "pooled features; off: the teacher runs in every step.",
+    )
     compile: Literal["none"] = Field(default="none", description="Mode of torch.compile; only none so far.")
 
     _name: str = PrivateAttr("inline")

@@ -80,6 +80,7 @@ class Batch:
         index: (B,) int64, number of each sample in the training split (stable over epochs and methods).
         views: further views of the same images, in the order of ``Needs.views``.
         extra: streams of other tasks.
+        origin: of which images and views this is made; the engine's own, of no account to methods.
     """
 
     x: Tensor
@@ -87,6 +88,7 @@ class Batch:
     index: Tensor | None = None
     views: tuple[Tensor, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    origin: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

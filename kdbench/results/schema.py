@@ -107,6 +107,11 @@ class Cost(_Model):
     #: device time of the cell: hours of one GPU, or of one CPU core
     device_hours: FiniteFloat = Field(ge=0)
     peak_memory_mb: FiniteFloat | None = None
+    #: seconds spent on filling tables of the teachers' outputs, which other cells read too
+    fill_s: FiniteFloat | None = Field(default=None, ge=0)
+    #: calls of teachers in training that a table answered, and those that were made; None without tables
+    cached_forwards: int | None = Field(default=None, ge=0)
+    online_forwards: int | None = Field(default=None, ge=0)
     attempts: int = Field(default=1, ge=1)
 
 

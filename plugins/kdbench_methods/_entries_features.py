@@ -33,7 +33,7 @@ METHODS = (
         paper="Peng et al., ICCV 2019, arXiv:1904.01802",
         version="1",
         tags=("features", "relations"),
-        needs=Needs(min_batch=2, capabilities=_FEATURES),
+        needs=Needs(reads="pooled", min_batch=2, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="vid",
@@ -51,7 +51,7 @@ METHODS = (
         paper="Park, Kim, Lu, Cho, CVPR 2019, arXiv:1904.05068",
         version="1",
         tags=("features", "relations"),
-        needs=Needs(min_batch=3, capabilities=_FEATURES),
+        needs=Needs(reads="pooled", min_batch=3, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="pkt",
@@ -60,7 +60,7 @@ METHODS = (
         paper="Passalis, Tefas, ECCV 2018, arXiv:1803.10837",
         version="1",
         tags=("features", "relations"),
-        needs=Needs(min_batch=2, capabilities=_FEATURES),
+        needs=Needs(reads="pooled", min_batch=2, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="ft",
@@ -96,7 +96,7 @@ METHODS = (
         paper="Tian, Krishnan, Isola, ICLR 2020, arXiv:1910.10699",
         version="2",
         tags=("features", "contrastive"),
-        needs=Needs(index=True, capabilities=_FEATURES),
+        needs=Needs(reads="pooled", index=True, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="reviewkd",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.engine.data.origin import Origin
 from kdbench.engine.data.strong import strong_view
 from kdbench.engine.data.views import CropFlip, epoch_order
 from kdbench.matrix.identity import derive_seed
@@ -83,12 +84,20 @@ class ResidentStream:
         tables = [self._crop.table(self._seed, epoch, self._n, v).to(self._device) for v in names]
         for step in range(start, len(self)):
             index = order[step * self._batch : (step + 1) * self._batch]
-            main, *extra = (self._gather(index, table[index]) for table in tables)
+            ids = [table[index] for table in tables]
+            main, *extra = (self._gather(index, views) for views in ids)
+            x = self._normalise(main)
             views = tuple(
                 self._view(name, pixels, epoch, step) for name, pixels in zip(self._views, extra, strict=True)
             )
             y = self._labels[index] if self._labelled else None
-            yield Batch(self._normalise(main), y, index, views)
+            known = [None if name == "strong" else v for name, v in zip(names, ids, strict=True)]
+            origin = Origin(index, zip((x, *views), known, strict=True))
+            yield Batch(x, y, index, views, origin=origin)
+
+    def images(self, index: Tensor, view: Tensor) -> Tensor:
+        """Return images (B, C, H, W), normalised, by number and view id, both (B,) int64."""
+        return self._normalise(self._gather(index, view))
 
     def _view(self, name: str, pixels: Tensor, epoch: int, step: int) -> Tensor:
         if name == "strong":
