@@ -1,4 +1,4 @@
-"""Whether a data set lives on the device or streams; decided by facts that are in the cell id only. Sizes in words."""
+"""Where a data set lives, decided by facts that are in the cell id only; and sizes in words."""
 
 from __future__ import annotations
 
