@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pluggy
 
@@ -48,14 +48,16 @@ class Needs:
         labels: whether labels of the training set are used.
         index: whether ``batch.index`` (the sample's number in the training split) is used.
         views: names of extra views of each image in ``batch.views``: ``"weak"``, ``"strong"``.
-        teacher_head: whether logits or pooled features of the teacher are read; where they are not, its forward
-            stops at the last tap.
         teacher_bn: the teacher must have BatchNorm running statistics.
         stage_end_act: the teacher's stages must end in an activation (pre-activation values exist).
         equal_channels: teacher's and student's stages must have equal channel counts.
         min_batch: smallest batch on which the loss is defined.
         min_classes: smallest number of classes on which the loss is defined.
         capabilities: task capabilities, e.g. ``"distillable"``, ``"supervised"``, ``"features"``.
+        reads: what is used of what ``run.teach`` gives for training images: ``"logits"``; ``"pooled"``, logits and
+            pooled features; ``"taps"``, features at taps only; or ``"all"``, anything. With the first two a
+            teacher's outputs can come from a table of all views, where the recipe asks for one; with ``"taps"``
+            its forward stops at the last tap.
     """
 
     teachers: int = 1
@@ -65,13 +67,13 @@ class Needs:
     labels: bool = True
     index: bool = False
     views: tuple[str, ...] = ()
-    teacher_head: bool = True
     teacher_bn: bool = False
     stage_end_act: bool = False
     equal_channels: bool = False
     min_batch: int = 1
     min_classes: int = 2
     capabilities: frozenset[str] = frozenset()
+    reads: Literal["taps", "logits", "pooled", "all"] = "all"
 
     def describe(self, given: Collection[str] = ()) -> list[str]:
         """Return the needs that go beyond one teacher, real data and labels, as short phrases.

@@ -103,6 +103,7 @@ def run_matrix(
     from kdbench.launch.plan import Planner
     from kdbench.launch.progress import make_progress
     from kdbench.launch.session import Options, Session
+    from kdbench.launch.teacher_plan import describe
     from kdbench.matrix import load_matrix
     from kdbench.results.store import RunFolder
 
@@ -147,6 +148,8 @@ def run_matrix(
         click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")
         _point(plan, sinks)
         sys.exit(_exit_code(plan))
+    for line in describe(session.open_cells(), plan.cells):
+        click.echo(line, err=True)
     interrupted = session.run()
     if interrupted:
         click.echo(f"interrupted; `{_again()}` goes on from here", err=True)
@@ -211,6 +214,8 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from kdbench.launch.teacher_plan import describe
+
     table = Table(title=f"{plan.matrix.matrix.name}: {len(plan.cells)} cells, {_counts(plan)}")
     for column in ("status", "method", "pair", "data set", "seed", "cell"):
         table.add_column(column)
@@ -226,6 +231,8 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     for cell in plan.cells:
         if cell.status == "not_applicable":
             click.echo(f"not applicable: {cell.label}: {cell.reason}")
+    for line in describe(open_cells, plan.cells):
+        click.echo(line)
     click.echo(f"{len(open_cells)} cell(s) would run")
 
 

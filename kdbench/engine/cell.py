@@ -18,10 +18,11 @@ from kdbench.engine.cellspec import CellFile
 from kdbench.engine.checkpoint import weights_bytes
 from kdbench.engine.context import CellRun
 from kdbench.engine.evaluation import best_epoch, deployables, evaluate_all, run_evaluators
-from kdbench.engine.loop import Loop, Progress
+from kdbench.engine.loop import Interrupted, Loop, Progress
 from kdbench.engine.phases import extra_parameters
 from kdbench.engine.seeds import seed_everything
 from kdbench.engine.sharing import Alone
+from kdbench.engine.teacher_cache import TeacherCache
 from kdbench.engine.teachers import doubts, load_cell_weights, load_checkpoint, route_loaders, route_path
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import derive_seed
@@ -83,6 +84,7 @@ class CellTrainer:
         self.teacher_refs: list[TeacherRef] = []
         #: None until the cell is set up
         self.loop: Loop | None = None
+        self._fill_s = 0.0
         self._started = now()
 
     def run(self) -> Record:
@@ -118,7 +120,7 @@ class CellTrainer:
             # networks are made under seeds of their own, so training starts from the same state whatever
             # a method did in setup
             seed_everything(derive_seed(cell.seed, "train"), deterministic=cell.recipe.deterministic)
-            loop.at.setup_s = clock() - began
+            loop.at.setup_s, loop.at.fill_s = clock() - began - self._fill_s, self._fill_s
             yield from loop.steps()
             at = loop.at
             self._write_curves(at)
@@ -159,7 +161,19 @@ class CellTrainer:
         )
         self._describe_teachers(run)
         self.sharing.join(run)
-        return run, setup_method(self.registry, cell, run)
+        every = context.every_view() if cell.teacher_cache else None
+        cache = TeacherCache(cell, run, every)
+        method = setup_method(self.registry, cell, run)
+        try:
+            cache.start(needs.reads, self._may_stop)
+        finally:
+            self._fill_s = cache.fill_s
+        self.warnings += cache.notes
+        return run, method
+
+    def _may_stop(self) -> None:
+        if self.hooks.should_stop():
+            raise Interrupted
 
     def _load_teacher(self, k: int, net: torch.nn.Module) -> None:
         source = self.cell.teachers[k]
@@ -297,7 +311,12 @@ class CellTrainer:
         if not run.teachers or not at.global_step:
             return None
         step_s = at.train_s / at.global_step
-        (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
+        if self.cell.teacher_cache:
+            # a table knows training images only
+            run.batch = next(iter(run.task_data.streams["train"].epoch(0)))
+            x = run.batch.x
+        else:
+            (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
         with run.amp():
             forward_s = median_seconds(lambda: [run.teach(t, x) for t in run.teachers], self.device)
         return min(1.0, forward_s / step_s)
@@ -315,9 +334,12 @@ class CellTrainer:
             extra_params=extra_parameters(method, run),
             epochs=at.total_epochs,
             steps=at.global_step,
-            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s) / 3600,
+            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s) / 3600,
             peak_memory_mb=None if self.sharing.several else peak_memory_mb(self.device),
             shared_s=at.shared_s or None,
+            fill_s=at.fill_s if self.cell.teacher_cache else None,
+            cached_forwards=at.answered if self.cell.teacher_cache else None,
+            online_forwards=at.taught - at.answered if self.cell.teacher_cache else None,
             attempts=at.attempts,
         )
 

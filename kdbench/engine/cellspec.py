@@ -78,6 +78,8 @@ class CellFile(_Part):
     dataset: Data
     recipe: Recipe
     seed: int
+    #: dtype of the table that the teachers' outputs come from; None: from the teachers
+    teacher_cache: Literal["fp16", "fp32"] | None = None
     route: int = 0
     #: epochs (1-based) whose weights are kept for methods that follow this cell's training route
     keep_epochs: list[int] = Field(default_factory=list)

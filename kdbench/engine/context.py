@@ -61,8 +61,13 @@ class CellRun:
         self.terms = Terms(device)
         self._build_student, self._build_assistant = build_student, build_assistant
         self._labels: Tensor | None = None
-        #: answers for the teachers, or None where it does not know; see :mod:`kdbench.engine.forwards`
+        #: answers for the teachers, or None where it does not know; see :mod:`kdbench.engine.forwards` and
+        #: :mod:`kdbench.engine.teacher_cache`
         self.lookup: Callable[[NetHandle, Tensor, tuple[Site, ...], bool], Captured | None] | None = None
+        #: the batch of the step
+        self.batch: Batch | None = None
+        #: calls of `teach` in this epoch, and those that a table answered
+        self.taught = self.answered = 0
         #: what the method declared; None until it is made
         self.needs: Needs | None = None
         for handle in self.teachers:
@@ -141,9 +146,10 @@ class CellRun:
         taps: Sequence[Tap] | None = None,
         head: bool | None = None,
     ) -> Out:
+        self.taught += 1
         by_batch = (bn or self.teacher_bn) == "batch"
         if head is None:
-            head = self.needs is None or self.needs.teacher_head
+            head = self.needs is None or self.needs.reads != "taps"
         sites = handle.sites(taps)
         if grad or by_batch:
             mode = batch_statistics(handle.net) if by_batch else nullcontext()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -94,7 +95,8 @@ class Hand(Common):
         self._step = at
         self._given = [(name, t, t._version) for name, t in zip(("", *views), (x, *extra), strict=True)]
         more = {key: twin(v) if isinstance(v, Tensor) else v for key, v in batch.extra.items()}
-        return Batch(x, y, index, tuple(extra), more)
+        origin = None if batch.origin is None else batch.origin.of((x, *extra))
+        return Batch(x, y, index, tuple(extra), more, origin)
 
     def find(self, x: Any) -> tuple[Position, str] | None:
         """Return which images of which step `x` is; None for all others, and where the cell wrote into it."""
@@ -132,7 +134,7 @@ class _Taken:
                     source = lead.stream if isinstance(lead.stream, ResidentStream) else self._own
                     mine = source.epoch(epoch, step)
                 batch = next(mine)
-            yield batch if self._labelled else Batch(batch.x, None, batch.index, batch.views, batch.extra)
+            yield batch if self._labelled else replace(batch, y=None)
 
 
 class _Lent:

@@ -105,7 +105,7 @@ class Member(Common, Alone):
     def head(self) -> bool:
         """Whether the method reads what the teacher's head gives."""
         needs = None if self._run is None else self._run.needs
-        return needs is None or needs.teacher_head
+        return needs is None or needs.reads != "taps"
 
     def resume(self) -> None:
         """Put the cell's global state in place; its turn begins."""

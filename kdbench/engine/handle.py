@@ -22,12 +22,13 @@ from kdbench.protocol.types import NO_HEAD, Feats, NotApplicable, Out, Tap
 class Captured:
     """What one forward pass gave: logits, raw values by :attr:`Site.key`, the input of the classifier.
 
-    Logits are None where the pass ended at the last site.
+    Logits are None where the pass ended at the last site. `kind` is what a method gets.
     """
 
     logits: Tensor | None
     raw: dict[tuple[str, int, str], Tensor]
     pooled: Tensor | None
+    kind: type[Out] = Out
 
 
 class _Enough(Exception):
@@ -93,7 +94,7 @@ class NetHandle:
         feats = Feats({t: deliver(self.net, s, t.fmt, got.raw[s.key]) for t, s in sites.items()})
         feats.owner = self._owner
         logits: Any = NO_HEAD if got.logits is None else got.logits
-        return Out(logits, feats, None if got.pooled is None else got.pooled.flatten(1))
+        return got.kind(logits, feats, None if got.pooled is None else got.pooled.flatten(1))
 
     def duplicate(self) -> NetHandle:
         """Return a handle of a copy of the network: equal weights, modes and input, and nobody else's."""
@@ -112,6 +113,11 @@ class NetHandle:
         for key, value in vars(self).items():
             setattr(made, key, left_out[key] if key in left_out else copy.deepcopy(value, memo))
         return made
+
+    @property
+    def wanted(self) -> tuple[Tap, ...]:
+        """The taps that were asked for."""
+        return tuple(self._wanted)
 
     def want(self, *taps: Tap) -> None:
         if self.locked:

@@ -41,6 +41,9 @@ class Progress:
     log_s: float = 0.0
     setup_s: float = 0.0
     shared_s: float = 0.0
+    fill_s: float = 0.0
+    taught: int = 0
+    answered: int = 0
     epoch_s: float = 0.0
     epoch_images: int = 0
     attempts: int = 1
@@ -156,6 +159,7 @@ class Loop:
     def _train_epoch(self, phase: Phase) -> Iterator[None]:
         run, at = self.run, self.at
         step_fn = phase.step or self.method.step
+        run.taught = run.answered = 0
         began, images = self._clock(), 0
         batches = iter(self._batches(phase))
         while True:
@@ -163,6 +167,7 @@ class Loop:
             batch = next(batches, _END)
             if batch is _END:
                 break
+            run.batch = batch
             for driven in run.optimizers.values():
                 driven.set_update(run.epoch * run.steps_per_epoch + at.step)
             parts = self._step(step_fn, batch, phase)
@@ -219,6 +224,8 @@ class Loop:
         self.at.epoch_s += seconds
         self.at.images += images
         self.at.epoch_images += images
+        self.at.taught += self.run.taught
+        self.at.answered += self.run.answered
 
     def _finish_epoch(self, phase: Phase) -> None:
         run, at = self.run, self.at

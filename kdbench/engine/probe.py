@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ class Verdict:
     teachers: int = 0
     assistants: int = 0
     route: int = 0
+    #: what the method uses of its teachers, see :class:`kdbench.hooks.Needs`
+    reads: str = "all"
+    #: whether the method reads training images, and which further views of them
+    real_data: bool = True
+    views: tuple[str, ...] = ()
+    #: width of the pooled feature of each teacher, where the networks were built
+    pooled: list[int] = field(default_factory=list)
     reason: str | None = None
     error: str | None = None
     teacher_error: bool = False
@@ -63,6 +70,9 @@ def resolve_method(registry: Registry, name: str, preset: str | None, params: Ma
         teachers=needs.teachers,
         assistants=needs.assistants,
         route=needs.route,
+        reads=needs.reads,
+        real_data=needs.data == "real",
+        views=needs.views,
     )
 
 
@@ -99,6 +109,7 @@ def probe(registry: Registry, cell: CellFile, build: Callable[[Registry, Arch], 
                 build=build,
             )
             method = setup_method(registry, cell, run)
+            verdict.pooled = [teacher.num_features for teacher in run.teachers]
             for phase in checked(method.phases(run)):
                 named = optimizers_of(phase, method, run)
                 build_optimizers(named, cell.recipe, epochs=cell.recipe.epochs, steps_per_epoch=1)

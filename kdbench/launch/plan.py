@@ -18,9 +18,10 @@ from kdbench.launch.places import (
     place_of_problem,
     place_of_teacher,
 )
-from kdbench.launch.planned import Plan, PlannedCell, look
+from kdbench.launch.planned import Plan, PlannedCell, Teaching, look
 from kdbench.launch.precision import settle
 from kdbench.launch.resolve import Resolver
+from kdbench.launch.teacher_plan import cached
 from kdbench.matrix import CellSpec, LoadedMatrix, cell_id, expand, identity, teacher_cell, variant_label
 from kdbench.matrix.document import KeyPath
 from kdbench.matrix.identity import PROTOCOL
@@ -164,6 +165,12 @@ class Planner:
         cell = cells.get(file.cell_id)
         if cell is None:
             cell = PlannedCell(spec, file, self._run.cell(file.cell_id), after=after)
+            cell.teaching = Teaching(
+                info=self._infos[_dataset_key(spec)],
+                reads=method["reads"],
+                real_data=method["real_data"],
+                views=tuple(method["views"]),
+            )
             cells[file.cell_id] = cell
         elif spec.role == "student" and cell.spec.role == "teacher":
             cell.spec = spec
@@ -241,6 +248,7 @@ class Planner:
                 if t.mean is not None and t.std is not None:
                     body |= {"mean": list(t.mean), "std": list(t.std)}
                 described.append({t.source: t.sha256 or t.ref, **body})
+        table = cached(spec.recipe, method) if teachers else None
         who = identity(
             spec,
             params=method["params"],
@@ -253,6 +261,7 @@ class Planner:
             assistant_version=get("architectures", assistant.name).version if assistant else None,
             storage=storage,
             dataset_args=self._data_args[_dataset_key(spec)],
+            teacher_cache=table,
         )
         timing = spec.throughput
         return CellFile(
@@ -267,7 +276,7 @@ class Planner:
                 teacher=spec.teacher.label if teachers and spec.teacher else None,
                 assistant=assistant.label if assistant else None,
                 method=spec.method.name,
-                variant=variant_label(spec.method),
+                variant=variant_label(spec.method, table),
                 recipe=spec.recipe.name,
                 role=spec.role,
                 seed=spec.seed,
@@ -291,6 +300,7 @@ class Planner:
             ),
             recipe=spec.recipe,
             seed=spec.seed,
+            teacher_cache=table,
             route=method["route"],
             evaluators=list(spec.evaluators),
             throughput=Timing.model_validate(timing.model_dump(mode="json")) if timing else None,
@@ -314,6 +324,8 @@ class Planner:
             for cell in group:
                 cell.macs = answer.get("macs")
                 cell.images = training_images(cell.spec, self._infos[_dataset_key(cell.spec)])
+                if cell.teaching is not None:
+                    cell.teaching.pooled = tuple(answer.get("pooled") or ())
                 if answer.get("reason"):
                     cell.status, cell.reason = "not_applicable", answer["reason"]
 

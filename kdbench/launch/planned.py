@@ -13,8 +13,26 @@ from typing import Any
 from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError
 from kdbench.matrix import CellSpec, LoadedMatrix
+from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
 from kdbench.results.store import RunFolder, read_record_dict
+
+
+@dataclass
+class Teaching:
+    """What a cell takes from its teachers.
+
+    Attributes:
+        reads, views: as the method declares, see :class:`kdbench.hooks.Needs`.
+        real_data: whether it reads training images.
+        pooled: width of the pooled feature of each teacher, known once the networks were built.
+    """
+
+    info: DataInfo
+    reads: str
+    real_data: bool
+    views: tuple[str, ...] = ()
+    pooled: tuple[int, ...] = ()
 
 
 @dataclass
@@ -33,6 +51,7 @@ class PlannedCell:
     macs: float | None = None
     #: what its record says of its cost: ``status``, ``cost``, ``device``, ``elapsed_s``; None without a record
     seen: Mapping[str, Any] | None = None
+    teaching: Teaching | None = None
 
     @property
     def id(self) -> str:

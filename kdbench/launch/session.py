@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ class Session:
         cells = self.open_cells()
         device, gpus = "cpu", 0
         if self._options.device != "cpu" and _has_gpu_driver():
-            with contextlib.suppress(KdbenchError):  # a plan may be made for another machine than this one
+            with suppress(KdbenchError):  # a plan may be made for another machine than this one
                 device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}

@@ -73,6 +73,7 @@ def identity(
     storage: str | None = None,
     dataset_args: Mapping[str, Any] | None = None,
     assistant_version: str | None = None,
+    teacher_cache: str | None = None,
 ) -> dict[str, Any]:
     """Return everything that can change the result of a cell, and nothing else.
 
@@ -89,6 +90,8 @@ def identity(
             (its resolved parameters without those in ``Dataset.location``).
         assistant_version: of the assistant's registry entry; None for a method that uses none: then the pair's
             assistant is no part of the identity.
+        teacher_cache: dtype of the table that the cell reads its teacher from; None for a cell that reads none:
+            then it is no part of the identity, whatever the recipe allows.
 
     Raises ValueError when `storage` is left open or a teacher does not name exactly one source.
     """
@@ -113,7 +116,7 @@ def identity(
             "limit_test": spec.dataset.limit_test,
             "storage": storage,
         },
-        "recipe": spec.recipe.model_dump(mode="json"),
+        "recipe": spec.recipe.model_dump(mode="json", exclude={"teacher_cache"}),
         "seed": spec.seed,
     }
     if spec.throughput is not None and spec.throughput.only:
@@ -123,4 +126,6 @@ def identity(
             raise ValueError("the method uses an assistant and the cell has none")
         args = dict(spec.assistant.args)
         out["assistant"] = {"name": spec.assistant.name, "version": assistant_version, "args": args}
+    if teacher_cache is not None:
+        out["teacher_cache"] = teacher_cache
     return out

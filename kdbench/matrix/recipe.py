@@ -44,6 +44,11 @@ def _flip(value: Any) -> Any:
     return value
 
 
+def _off(value: Any) -> Any:
+    """YAML 1.1 reads ``off`` as false."""
+    return "off" if value is False else value
+
+
 class StrictModel(BaseModel):
     """Base of what a user writes: no unknown keys, no conversion of types, no change afterwards."""
 
@@ -185,6 +190,11 @@ class Recipe(StrictModel):
     )
     deterministic: bool = Field(
         default=True, description="Deterministic algorithms, so that a run repeats exactly."
+    )
+    teacher_cache: Annotated[Literal["off", "fp16", "fp32"], BeforeValidator(_off)] = Field(
+        default="off",
+        description="Table of the teacher's outputs for all views, for methods that read no more than logits and "
+        "pooled features; off: the teacher runs in every step.",
     )
     compile: Literal["none"] = Field(default="none", description="Mode of torch.compile; only none so far.")
 

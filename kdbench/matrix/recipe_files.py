@@ -36,6 +36,8 @@ class RecipeSource:
     def label(self) -> str:
         """Name for tables, e.g. ``quick(epochs=3, optimizer.lr=0.01)``."""
         changes = flatten(self.changes) if self.root != "inline" else {}
+        # told at the method of the cells that use it: the others are the same with and without
+        changes.pop("teacher_cache", None)
         text = ", ".join(f"{key}={show(value)}" for key, value in changes.items())
         return shorten(f"{self.root}({text})" if text else self.root)
 

@@ -35,12 +35,18 @@ class MethodSpec:
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
-def variant_label(method: MethodSpec) -> str:
-    """Return the method's label, or its name with all that was changed: ``ab[cifar100](weight=2.0)``."""
+def variant_label(method: MethodSpec, table: str | None = None) -> str:
+    """Return the method's label, or its name with all that was changed: ``ab[cifar100](weight=2.0)``.
+
+    `table` is the dtype of the table that the teacher is read from, if there is one: ``kd (fp16 table)``.
+    """
+    end = f" ({table} table)" if table else ""
     if method.label is not None:
-        return method.label
+        return shorten(method.label, 200 - len(end)) + end
     name = f"{method.name}[{method.preset}]" if method.preset else method.name
-    return with_values(name, {**method.params, **({"recipe": method.recipe} if method.recipe else {})})
+    changed = {k: v for k, v in method.recipe.items() if k != "teacher_cache"}
+    text = with_values(name, {**method.params, **({"recipe": changed} if changed else {})})
+    return shorten(text, 200 - len(end)) + end
 
 
 @dataclass(frozen=True)

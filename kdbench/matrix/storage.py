@@ -1,4 +1,4 @@
-"""Whether a data set lives on the device or streams; decided by facts that are in the cell id only."""
+"""Where a data set lives, decided by facts that are in the cell id only; and sizes in words."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def choose_storage(storage: str, info: DataInfo, augment_kind: str) -> str:
         return storage
     total = (info.n_train + info.n_val + info.n_test) * info.image_size**2 * info.in_chans
     return "stream" if augment_kind == "rrc" or total > RESIDENT_BYTES else "resident"
+
+
+def size_text(nbytes: float) -> str:
+    """Return a size for people: ``1.62 GB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.3g} {unit}"
+    return f"{nbytes:.0f} bytes"

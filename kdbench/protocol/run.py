@@ -145,7 +145,7 @@ class Run(Protocol):
                 never change.
             taps: limits the features to these; None: all that were wanted.
             head: false stops the forward at the last tap, so that neither logits nor pooled features are there;
-                None: as ``Needs.teacher_head`` says.
+                None: as ``Needs.reads`` says.
         """
         ...
 

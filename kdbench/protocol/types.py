@@ -59,7 +59,7 @@ class _NoHead:
 
     def _refuse(self) -> Any:
         raise NotAsked(
-            "the teacher's logits were not computed: the method declares Needs(teacher_head=False); "
+            "the teacher's logits were not computed: the method declares reads='taps'; "
             "leave that out to use them"
         )
 
@@ -87,7 +87,7 @@ class Out:
     """Result of one forward pass of a handle.
 
     Attributes:
-        logits: (B, K). With ``Needs(teacher_head=False)`` those of a teacher are not there; use raises
+        logits: (B, K). With ``Needs(reads="taps")`` those of a teacher are not there; use raises
             :class:`NotAsked`.
         feats: requested taps; each has its gradient path unless the pass was without gradient. A handle gives
             :class:`Feats`, which raises :class:`NotAsked` for another tap.
@@ -109,6 +109,7 @@ class Batch:
         index: (B,) int64, number of each sample in the training split (stable over epochs and methods).
         views: further views of the same images, in the order of ``Needs.views``.
         extra: streams of other tasks.
+        origin: of which images and views this is made; the engine's own, of no account to methods.
     """
 
     x: Tensor
@@ -116,6 +117,7 @@ class Batch:
     index: Tensor | None = None
     views: tuple[Tensor, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    origin: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

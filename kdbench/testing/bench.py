@@ -15,14 +15,16 @@ from kdbench.engine.build import builder, make_task, method_params, prepare_meth
 from kdbench.engine.cellspec import Arch
 from kdbench.engine.context import CellRun
 from kdbench.engine.evaluation import evaluate_all
-from kdbench.engine.handle import NetHandle
+from kdbench.engine.handle import Captured, NetHandle
 from kdbench.engine.loop import Loop
 from kdbench.engine.seeds import seed_everything, seeded
+from kdbench.engine.taps import Site
+from kdbench.engine.teacher_cache import TableOut
 from kdbench.matrix.recipe import Recipe
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import DataInfo, TaskData
 from kdbench.registry import Registry
-from kdbench.testing.stream import IMAGE_SIZE, TinyStream
+from kdbench.testing.stream import IMAGE_SIZE, TinyStream, Undeclared
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Bench:
         def learner() -> nn.Module:
             return self._net(task, "student", data, case)
 
-        return CellRun(
+        run = CellRun(
             student=self._handle(task, "student", 0, data, case),
             teachers=teachers,
             build_student=learner,
@@ -121,6 +123,9 @@ class Bench:
             route=[_route(teachers[0].net, k * case.route_step) for k in range(points)] if teachers else [],
             probing=case.probing,
         )
+        if case.without == "undeclared" and self.needs.reads in ("logits", "pooled"):
+            run.lookup = _only(self.needs.reads)
+        return run
 
     def method(self, run: CellRun) -> Method:
         """Make the method of a run."""
@@ -171,6 +176,18 @@ class Bench:
                 _wake_norms(net)
         name = role if role == "student" else f"{role}{k}"
         return NetHandle(name, net, image_size=IMAGE_SIZE, in_chans=3, device=torch.device("cpu"))
+
+
+def _only(reads: str) -> Any:
+    """Return a stand-in for teachers that gives no more than a table of their outputs would."""
+
+    def lookup(handle: NetHandle, x: Tensor, sites: tuple[Site, ...], head: bool) -> Captured:
+        if sites:
+            raise Undeclared(f'a feature of a teacher is read, and the needs say reads="{reads}"')
+        got = handle.capture(x, ())
+        return Captured(got.logits, {}, got.pooled if reads == "pooled" else None, TableOut)
+
+    return lookup
 
 
 def _recipe(case: Case) -> Recipe:

@@ -26,7 +26,7 @@ _CORE_METHODS = (
         paper="Hinton, Vinyals, Dean, NeurIPS workshop 2014, arXiv:1503.02531",
         version="1",
         tags=("baseline", "logits"),
-        needs=Needs(capabilities=_LOGITS),
+        needs=Needs(reads="logits", capabilities=_LOGITS),
     ),
     MethodEntry(
         name="dkd",
@@ -35,7 +35,7 @@ _CORE_METHODS = (
         paper="Zhao, Cui, Song, Qiu, Liang, CVPR 2022, arXiv:2203.08679",
         version="1",
         tags=("logits",),
-        needs=Needs(min_classes=3, capabilities=_LOGITS),
+        needs=Needs(reads="logits", min_classes=3, capabilities=_LOGITS),
     ),
     MethodEntry(
         name="fitnet",
@@ -62,7 +62,7 @@ _CORE_METHODS = (
         paper="Heo, Kim, Yun, Park, Kwak, Choi, ICCV 2019, arXiv:1904.01866",
         version="1",
         tags=("features",),
-        needs=Needs(teacher_head=False, stage_end_act=True, min_batch=2, capabilities=_FEATURES),
+        needs=Needs(reads="taps", stage_end_act=True, min_batch=2, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="feed",

@@ -15,7 +15,7 @@ METHODS = (
         paper="Zagoruyko, Komodakis, ICLR 2017, arXiv:1612.03928",
         version="1",
         tags=("features",),
-        needs=Needs(teacher_head=False, capabilities=_FEATURES),
+        needs=Needs(reads="taps", capabilities=_FEATURES),
     ),
     MethodEntry(
         name="sp",
@@ -24,7 +24,7 @@ METHODS = (
         paper="Tung, Mori, ICCV 2019, arXiv:1907.09682",
         version="1",
         tags=("features", "relations"),
-        needs=Needs(teacher_head=False, min_batch=2, capabilities=_FEATURES),
+        needs=Needs(reads="taps", min_batch=2, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="cc",
@@ -33,7 +33,7 @@ METHODS = (
         paper="Peng et al., ICCV 2019, arXiv:1904.01802",
         version="1",
         tags=("features", "relations"),
-        needs=Needs(min_batch=2, capabilities=_FEATURES),
+        needs=Needs(reads="pooled", min_batch=2, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="vid",
@@ -42,7 +42,7 @@ METHODS = (
         paper="Ahn, Hu, Damianou, Lawrence, Dai, CVPR 2019, arXiv:1904.05835",
         version="1",
         tags=("features",),
-        needs=Needs(teacher_head=False, capabilities=_FEATURES),
+        needs=Needs(reads="taps", capabilities=_FEATURES),
     ),
     MethodEntry(
         name="rkd",
@@ -51,7 +51,7 @@ METHODS = (
         paper="Park, Kim, Lu, Cho, CVPR 2019, arXiv:1904.05068",
         version="1",
         tags=("features", "relations"),
-        needs=Needs(min_batch=3, capabilities=_FEATURES),
+        needs=Needs(reads="pooled", min_batch=3, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="pkt",
@@ -60,7 +60,7 @@ METHODS = (
         paper="Passalis, Tefas, ECCV 2018, arXiv:1803.10837",
         version="1",
         tags=("features", "relations"),
-        needs=Needs(min_batch=2, capabilities=_FEATURES),
+        needs=Needs(reads="pooled", min_batch=2, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="ft",
@@ -78,7 +78,7 @@ METHODS = (
         paper="Huang, Wang, arXiv 2017, arXiv:1707.01219",
         version="1",
         tags=("features",),
-        needs=Needs(teacher_head=False, capabilities=_FEATURES),
+        needs=Needs(reads="taps", capabilities=_FEATURES),
     ),
     MethodEntry(
         name="fsp",
@@ -96,7 +96,7 @@ METHODS = (
         paper="Tian, Krishnan, Isola, ICLR 2020, arXiv:1910.10699",
         version="2",
         tags=("features", "contrastive"),
-        needs=Needs(index=True, capabilities=_FEATURES),
+        needs=Needs(reads="pooled", index=True, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="reviewkd",

@@ -15,7 +15,7 @@ METHODS = (
         paper="Sun, Ren, Li, Wang, Cao, CVPR 2024, arXiv:2403.01427",
         version="1",
         tags=("logits",),
-        needs=Needs(min_classes=3, capabilities=_LOGITS),
+        needs=Needs(reads="logits", min_classes=3, capabilities=_LOGITS),
     ),
     MethodEntry(
         name="dist",
@@ -24,7 +24,7 @@ METHODS = (
         paper="Huang, You, Wang, Qian, Xu, NeurIPS 2022, arXiv:2205.10536",
         version="1",
         tags=("logits",),
-        needs=Needs(min_batch=3, min_classes=3, capabilities=_LOGITS),
+        needs=Needs(reads="logits", min_batch=3, min_classes=3, capabilities=_LOGITS),
     ),
     MethodEntry(
         name="mlkd",
@@ -33,7 +33,7 @@ METHODS = (
         paper="Jin, Wang, Lin, CVPR 2023",
         version="1",
         tags=("logits", "views"),
-        needs=Needs(views=("strong",), min_batch=2, capabilities=_LOGITS),
+        needs=Needs(reads="logits", views=("strong",), min_batch=2, capabilities=_LOGITS),
     ),
     MethodEntry(
         name="wsld",
@@ -42,7 +42,7 @@ METHODS = (
         paper="Zhou, Song, Chen, Zhou, Wang, Yuan, Zhang, ICLR 2021, arXiv:2102.00650",
         version="1",
         tags=("logits",),
-        needs=Needs(capabilities=_LOGITS),
+        needs=Needs(reads="logits", capabilities=_LOGITS),
     ),
     MethodEntry(
         name="ctkd",
@@ -51,7 +51,7 @@ METHODS = (
         paper="Li, Li, Yang, Zhao, Song, Luo, Li, Yang, AAAI 2023, arXiv:2211.16231",
         version="1",
         tags=("logits", "curriculum"),
-        needs=Needs(capabilities=_LOGITS),
+        needs=Needs(reads="logits", capabilities=_LOGITS),
     ),
     MethodEntry(
         name="takd",
@@ -60,7 +60,7 @@ METHODS = (
         paper="Mirzadeh, Farajtabar, Li, Levine, Matsukawa, Ghasemzadeh, AAAI 2020, arXiv:1902.03393",
         version="1",
         tags=("logits", "two-phase"),
-        needs=Needs(assistants=1, capabilities=_LOGITS),
+        needs=Needs(reads="logits", assistants=1, capabilities=_LOGITS),
     ),
     MethodEntry(
         name="dml",
@@ -87,7 +87,7 @@ METHODS = (
         paper="timm.task.LogitDistillationTask, after Hinton et al., arXiv:1503.02531",
         version="1",
         tags=("logits", "timm"),
-        needs=Needs(capabilities=_LOGITS),
+        needs=Needs(reads="logits", capabilities=_LOGITS),
     ),
     MethodEntry(
         name="timm-feature",
@@ -96,7 +96,7 @@ METHODS = (
         paper="timm.task.FeatureDistillationTask, after Romero et al., arXiv:1412.6550",
         version="1",
         tags=("features", "timm"),
-        needs=Needs(capabilities=_FEATURES),
+        needs=Needs(reads="pooled", capabilities=_FEATURES),
     ),
     MethodEntry(
         name="timm-token",
@@ -105,7 +105,7 @@ METHODS = (
         paper="timm.task.TokenDistillationTask, after Touvron et al., ICML 2021, arXiv:2012.12877",
         version="1",
         tags=("logits", "timm", "transformer"),
-        needs=Needs(capabilities=_LOGITS),
+        needs=Needs(reads="logits", capabilities=_LOGITS),
         check_student="timm:deit_tiny_distilled_patch16_224",
     ),
 )

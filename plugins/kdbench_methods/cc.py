@@ -62,7 +62,7 @@ class CC(Method):
         order: int = Field(2, ge=1, le=8, description="order of its Taylor series (form 'rbf')")
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
 
-    needs = Needs(min_batch=2, capabilities=frozenset({"features", "supervised"}))
+    needs = Needs(reads="pooled", min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "official-code"
     presets = {"cifar100": {"weight": 0.02}, "rbf": {"form": "rbf"}}
 

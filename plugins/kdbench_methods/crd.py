@@ -123,7 +123,7 @@ class CRD(Method):
         momentum: float = Field(0.5, ge=0, lt=1, description="share of the old vector in a bank's update")
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
 
-    needs = Needs(index=True, capabilities=frozenset({"features", "supervised"}))
+    needs = Needs(reads="pooled", index=True, capabilities=frozenset({"features", "supervised"}))
     fidelity = "official-code"
     presets = {"cifar100": {"weight": 0.8, "k": 16384}, "imagenet": {"weight": 0.8, "k": 16384}}
 

@@ -58,7 +58,7 @@ class CTKD(Method):
             None, ge=1, description="epochs until the reversed gradient is full; none: 10 of 240, scaled"
         )
 
-    needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(reads="logits", capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "official-code"
     presets = {
         "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "loops": 10},

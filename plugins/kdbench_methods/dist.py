@@ -63,7 +63,9 @@ class DIST(Method):
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
         standardise: bool = Field(False, description="standardise the logits of both networks first")
 
-    needs = Needs(min_batch=3, min_classes=3, capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(
+        reads="logits", min_batch=3, min_classes=3, capabilities=frozenset({"distillable", "supervised"})
+    )
     fidelity = "official-code"
     presets = {"cifar100": {"temperature": 4.0}, "imagenet": {"temperature": 1.0}}
 

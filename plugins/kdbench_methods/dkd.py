@@ -87,7 +87,7 @@ class DKD(Method):
         )
         standardise: bool = Field(False, description="standardise the logits of both networks first")
 
-    needs = Needs(min_classes=3, capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(reads="logits", min_classes=3, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "official-code"
     presets = {
         "cifar100": {"beta": 8.0, "warmup": 20},

@@ -32,7 +32,7 @@ class KD(Method):
         temperature: float = Field(4.0, gt=0, description="T, divides the logits of both networks")
         standardise: bool = Field(False, description="standardise the logits of both networks first")
 
-    needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(reads="logits", capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "paper"
     presets = {
         "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "temperature": 4.0},

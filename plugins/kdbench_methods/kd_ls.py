@@ -29,7 +29,7 @@ class KDLS(KD):
         )
         standardise: bool = Field(True, description="standardise the logits of both networks first")
 
-    needs = Needs(min_classes=3, capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(reads="logits", min_classes=3, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "official-code"
     presets = {
         "cifar100": {"alpha": 9.0, "ce_weight": 0.1, "temperature": 2.0},

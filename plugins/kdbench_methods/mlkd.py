@@ -78,7 +78,9 @@ class MLKD(Method):
         temperature: float = Field(4.0, gt=0, description="the temperature beside 2, 3, 5 and 6")
         standardise: bool = Field(False, description="standardise the logits of both networks for the KL")
 
-    needs = Needs(views=("strong",), min_batch=2, capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(
+        reads="logits", views=("strong",), min_batch=2, capabilities=frozenset({"distillable", "supervised"})
+    )
     fidelity = "official-code"
     presets = {
         "cifar100": {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0},

@@ -91,7 +91,7 @@ class OFD(Method):
         )
 
     needs = Needs(
-        teacher_head=False,
+        reads="taps",
         stage_end_act=True,
         min_batch=2,
         capabilities=frozenset({"features", "supervised"}),

@@ -40,7 +40,7 @@ class PKT(Method):
         weight: float = Field(30000.0, gt=0, description="weight of the divergence of the neighbourhoods")
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
 
-    needs = Needs(min_batch=2, capabilities=frozenset({"features", "supervised"}))
+    needs = Needs(reads="pooled", min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"weight": 30000.0}}
 

@@ -64,7 +64,7 @@ class RKD(Method):
         angle_weight: float = Field(50.0, ge=0, description="weight of the angles' loss")
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
 
-    needs = Needs(min_batch=3, capabilities=frozenset({"features", "supervised"}))
+    needs = Needs(reads="pooled", min_batch=3, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"distance_weight": 25.0, "angle_weight": 50.0}}
 

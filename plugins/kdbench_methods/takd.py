@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -38,7 +39,7 @@ class TAKD(Method):
         assistant_share: float = Field(0.5, gt=0, description="assistant's epochs as a share of the recipe's")
         student_share: float = Field(0.5, gt=0, description="student's epochs as a share of the recipe's")
 
-    needs = Needs(assistants=1, capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(reads="logits", assistants=1, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "reconstruction"
     presets = {
         "cifar100": {"kd_weight": 0.9, "temperature": 4.0},
@@ -49,7 +50,7 @@ class TAKD(Method):
 
     @classmethod
     def requires(cls, params: Params) -> Needs:
-        return Needs(assistants=int(params.assistant == "pair"), capabilities=cls.needs.capabilities)
+        return replace(cls.needs, assistants=int(params.assistant == "pair"))
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

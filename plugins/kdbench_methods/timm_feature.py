@@ -21,7 +21,7 @@ class TimmFeature(TimmTask):
     identity where they are equal.
     """
 
-    needs = Needs(capabilities=frozenset({"features", "supervised"}))
+    needs = Needs(reads="pooled", capabilities=frozenset({"features", "supervised"}))
     presets = {"timm-docs": {"task_loss_weight": 1.0, "distill_loss_weight": 5.0}}
 
     @classmethod

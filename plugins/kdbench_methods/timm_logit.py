@@ -25,7 +25,7 @@ class TimmLogit(TimmTask):
 
         temperature: float = Field(1.0, gt=0, description="T, divides the logits of both networks")
 
-    needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(reads="logits", capabilities=frozenset({"distillable", "supervised"}))
     presets = {"timm-docs": {"task_loss_weight": 0.3, "temperature": 4.0}}
 
     @classmethod

@@ -27,7 +27,7 @@ class TimmToken(TimmTask):
         distill_type: Literal["soft", "hard"] = Field("soft", description="distribution or answer")
         temperature: float = Field(1.0, gt=0, description="soft: T, divides the logits")
 
-    needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(reads="logits", capabilities=frozenset({"distillable", "supervised"}))
     presets = {
         "timm-docs": {"task_loss_weight": 0.5, "distill_type": "soft", "temperature": 3.0},
         "timm-docs-hard": {"task_loss_weight": 0.5, "distill_type": "hard"},

@@ -51,7 +51,7 @@ class WSLD(Method):
         temperature: float = Field(2.0, gt=0, description="T, divides the logits of both networks")
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
 
-    needs = Needs(capabilities=frozenset({"distillable", "supervised"}))
+    needs = Needs(reads="logits", capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "official-code"
     presets = {
         "cifar100": {"alpha": 2.5, "temperature": 2.0},

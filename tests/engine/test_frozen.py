@@ -140,7 +140,7 @@ def test_without_head_nothing_runs_after_the_last_tap(handle):
     assert torch.equal(out.feats[Tap(0)], expected)
     assert out.pooled is None
     for use in (lambda z: z + 1, lambda z: z.mean(), lambda z: torch.softmax(z, 1), lambda z: z[0]):
-        with pytest.raises(NotAsked, match="teacher_head=False"):
+        with pytest.raises(NotAsked, match="reads='taps'"):
             use(out.logits)
     assert frozen(handle, head=False).logits.shape == (4, 3)  # no tap to stop at
 
@@ -148,7 +148,7 @@ def test_without_head_nothing_runs_after_the_last_tap(handle):
 def test_a_run_forwards_as_the_method_needs(run):
     teacher = run.teacher
     teacher.want(Tap(0))
-    run.needs = Needs(teacher_head=False)
+    run.needs = Needs(reads="taps")
     calls = []
     teacher.net.fc.register_forward_hook(lambda m, args, out: calls.append(1))
     assert run.teach(teacher, X).pooled is None
@@ -156,6 +156,6 @@ def test_a_run_forwards_as_the_method_needs(run):
     assert run.teach(teacher, X, head=True).logits.shape == (4, 3)
     assert len(calls) == 1
     assert run.teach(teacher, X, bn="batch").pooled is None
-    run.needs = replace(run.needs, teacher_head=True)
+    run.needs = replace(run.needs, reads="all")
     assert run.teach(teacher, X).pooled is not None
     assert run.teach(teacher, X.clone().requires_grad_(), grad=True).logits.requires_grad

@@ -210,7 +210,14 @@ OTHER_VALUES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("key", list(Recipe.model_fields))
+def test_table_of_the_teacher_enters_the_id_of_cells_that_read_it_only():
+    allowed = replace(SPEC, recipe=recipe(teacher_cache="fp16"))
+    assert the_id(allowed) == the_id()
+    used = {the_id(allowed, teacher_cache=dtype) for dtype in (None, "fp16", "fp32")}
+    assert len(used) == 3
+
+
+@pytest.mark.parametrize("key", sorted(set(Recipe.model_fields) - {"teacher_cache"}))
 def test_id_changes_with_every_key_of_the_recipe(key: str):
     if key == "compile":  # takes one value so far
         other = recipe().model_copy(update={"compile": "another"})

@@ -669,6 +669,27 @@ class ReadsDataUndeclared(Right):
     needs = Needs(data="none")
 
 
+@caught_by("undeclared use", 'a feature of a teacher is read, and the needs say reads="pooled"')
+class ReadsFeatureUndeclared(Right):
+    needs = Needs(reads="pooled")
+
+
+class ReadsPooled(Method):
+    needs = Needs(reads="pooled")
+
+    def loss(self, S: Out, T: Sequence[Out], batch: Batch, run: Any) -> Mapping[str, Tensor]:
+        near = (S.logits - T[0].logits).square().mean() + T[0].pooled.square().mean()
+        return {"task": run.task.loss(S, batch), "near": near}
+
+
+twin(ReadsPooled)
+
+
+@caught_by("undeclared use", "more of teachers than logits, which the needs do not name: raised RuntimeError")
+class ReadsPooledUndeclared(ReadsPooled):
+    needs = Needs(reads="logits")
+
+
 @caught_by("undeclared use", "without data, as the planner does it")
 class ReadsDataInSetup(Right):
     def setup(self, run: Any) -> None:

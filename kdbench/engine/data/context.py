@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench.engine.data.every_view import EveryView
 from kdbench.engine.data.resident import ResidentSplit, ResidentStream
 from kdbench.engine.data.splits import Split, make_splits
 from kdbench.engine.data.streaming import StreamingSplit, StreamingStream
@@ -76,6 +77,29 @@ class DataContext:
     def train_labels(self) -> Tensor:
         return torch.from_numpy(self.splits["train"].labels.copy())
 
+    def every_view(self) -> EveryView | None:
+        """Return all views of all training images; None where they cannot be counted up."""
+        crop = self._crop_flip()
+        if crop is None:
+            return None
+        mode = self._recipe.augment.padding_mode if crop.padding else "zeros"
+        return EveryView(
+            self._dataset,
+            self.splits["train"],
+            self.info,
+            crop,
+            padding_mode=mode,
+            device=self.device,
+            channels_last=self._recipe.channels_last,
+        )
+
+    def _crop_flip(self) -> CropFlip | None:
+        augment = self._recipe.augment
+        if augment.kind == "rrc":
+            return None
+        flip = self.info.flip if augment.flip == "auto" else bool(augment.flip)
+        return CropFlip(0, False) if augment.kind == "none" else CropFlip(augment.padding, flip)
+
     def _stream(self, *, labelled: bool) -> Stream:
         return _Lazy(lambda: self._make_stream(labelled))
 
@@ -91,9 +115,7 @@ class DataContext:
             "channels_last": recipe.channels_last,
             "labelled": labelled,
         }
-        crop: CropFlip | None = CropFlip(augment.padding, flip)
-        if augment.kind == "none":
-            crop = CropFlip(0, False)
+        crop = self._crop_flip()
         if self._storage == "stream":
             return StreamingStream(
                 self._dataset,
@@ -101,7 +123,7 @@ class DataContext:
                 self.info,
                 flip=flip,
                 workers=self._workers,
-                augment=None if augment.kind == "rrc" else crop,
+                augment=crop,
                 padding_mode=augment.padding_mode,
                 **common,
             )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdbench.engine.data.origin import Origin
 from kdbench.engine.data.strong import strong_table, strong_view
 from kdbench.engine.data.views import CropFlip, epoch_order
 from kdbench.protocol.types import Batch, DataInfo
@@ -86,12 +87,20 @@ class ResidentStream:
             here = slice(step * self._batch, (step + 1) * self._batch)
             index = order[here]
             codes = None if strong is None else strong[shuffled[here]]
-            main, *extra = (self._gather(index, table[index]) for table in tables)
+            ids = [table[index] for table in tables]
+            main, *extra = (self._gather(index, views) for views in ids)
+            x = self._normalise(main)
             views = tuple(
                 self._view(name, pixels, codes) for name, pixels in zip(self._views, extra, strict=True)
             )
             y = self._labels[index] if self._labelled else None
-            yield Batch(self._normalise(main), y, index, views)
+            known = [None if name == "strong" else v for name, v in zip(names, ids, strict=True)]
+            origin = Origin(index, zip((x, *views), known, strict=True))
+            yield Batch(x, y, index, views, origin=origin)
+
+    def images(self, index: Tensor, view: Tensor) -> Tensor:
+        """Return images (B, C, H, W), normalised, by number and view id, both (B,) int64."""
+        return self._normalise(self._gather(index, view))
 
     def _view(self, name: str, pixels: Tensor, codes: Tensor | None) -> Tensor:
         if name == "strong" and codes is not None:

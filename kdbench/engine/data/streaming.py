@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
+from kdbench.engine.data.origin import Origin
 from kdbench.engine.data.resident import pad_images
 from kdbench.engine.data.splits import Split
 from kdbench.engine.data.strong import strong_table, strong_view
@@ -154,6 +155,7 @@ class StreamingStream:
         self._plan = _Plan()
         self._loader = _loader(_Images(dataset, split, info, spec), self._plan, workers, device)
         self._n, self._batch, self._seed, self._drop_last = len(split), batch_size, seed, drop_last
+        self._crop, self._names = augment, ("", *views)
         self._device, self._channels_last, self._labelled = device, channels_last, labelled
 
     def __len__(self) -> int:
@@ -166,13 +168,24 @@ class StreamingStream:
             [(epoch, i) for i in order[s * self._batch : (s + 1) * self._batch]]
             for s in range(start, len(self))
         ]
-        for x, y, index, views in self._loader:
+        tables = [self._table(epoch, name) for name in self._names]
+        for main, y, at, views in self._loader:
+            x, *extra = (_to(v, self._device, self._channels_last) for v in (main, *views))
+            index = at.to(self._device, non_blocking=True)
+            ids = [None if t is None else t[at].to(self._device, non_blocking=True) for t in tables]
             yield Batch(
-                _to(x, self._device, self._channels_last),
+                x,
                 y.to(self._device, non_blocking=True) if self._labelled else None,
-                index.to(self._device, non_blocking=True),
-                tuple(_to(v, self._device, self._channels_last) for v in views),
+                index,
+                tuple(extra),
+                origin=Origin(index, zip((x, *extra), ids, strict=True)),
             )
+
+    def _table(self, epoch: int, view: str) -> Tensor | None:
+        """Return the view ids of an epoch; None where a view has none."""
+        if self._crop is None or view == "strong":
+            return None
+        return self._crop.table(self._seed, epoch, self._n, view)
 
 
 class StreamingSplit:

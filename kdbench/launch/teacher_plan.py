@@ -1,0 +1,207 @@
+"""How cells get at what their teachers say: from a table, or from the teacher in every step; and why. No torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kdbench.api import cache_dir
+from kdbench.errors import KdbenchError
+from kdbench.launch.foresight import training_images
+from kdbench.launch.planned import PlannedCell, Teaching
+from kdbench.matrix.recipe import Recipe
+from kdbench.matrix.storage import size_text
+from kdbench.results.store import read_record_dict
+
+#: Fewest forwards that a table must save before it is recommended, and how many times fewer.
+WORTH, TIMES = 1_000_000, 2
+
+_BYTES = {"fp16": 2, "fp32": 4}
+
+
+def refusal(recipe: Recipe, reads: str, real_data: bool) -> str | None:
+    """Return why no table can stand for the teachers of a cell, or None."""
+    if not real_data:
+        return "they read no training images"
+    if recipe.augment.kind == "rrc":
+        return "the views of augment.kind: rrc cannot be counted up"
+    if reads not in ("logits", "pooled"):
+        return "their methods do not declare that logits or pooled features are enough"
+    return None
+
+
+def cached(recipe: Recipe, method: Mapping[str, Any]) -> str | None:
+    """Return the dtype of the table that a cell with teachers reads, or None.
+
+    It depends on what is in the cell id only, never on the other cells of the matrix.
+    """
+    if recipe.teacher_cache == "off" or refusal(recipe, method["reads"], method["real_data"]):
+        return None
+    return recipe.teacher_cache
+
+
+def views_of(recipe: Recipe, flips: bool) -> int:
+    """Return the number of views of an image; `flips`: whether the data set allows a flip."""
+    augment = recipe.augment
+    if augment.kind == "none":
+        return 1
+    flip = flips if augment.flip == "auto" else bool(augment.flip)
+    return (2 * augment.padding + 1) ** 2 * (2 if flip else 1)
+
+
+@dataclass
+class _Group:
+    """Cells that could read one table (one for each teacher, where they have several)."""
+
+    cells: list[PlannedCell]
+
+    @property
+    def first(self) -> PlannedCell:
+        return self.cells[0]
+
+    @property
+    def forwards(self) -> int:
+        """Images that the teachers see when the cells ask them in every step."""
+        return sum(c.file.recipe.epochs * self.images * len(c.file.teachers) for c in self.cells)
+
+    @property
+    def images(self) -> int:
+        return training_images(self.first.spec, _teaching(self.first).info)
+
+    @property
+    def views(self) -> int:
+        return views_of(self.first.file.recipe, _teaching(self.first).info.flip)
+
+    @property
+    def filled(self) -> int:
+        """Images that the teachers see to fill the tables."""
+        return self.views * self.images * len(self.first.file.teachers)
+
+    def nbytes(self, dtype: str) -> int:
+        pooled = next((_teaching(c).pooled for c in self.cells if _teaching(c).reads == "pooled"), ())
+        classes = _teaching(self.first).info.num_classes * len(self.first.file.teachers)
+        return self.views * self.images * (classes + sum(pooled)) * _BYTES[dtype]
+
+    @property
+    def name(self) -> str:
+        spec, labels = self.first.spec, self.first.file.labels
+        trained = any(t.source == "cell" for t in self.first.file.teachers)
+        seed = f" (seed {spec.teacher.seed})" if trained and spec.teacher is not None else ""
+        return f"teacher {labels.teacher}{seed} on {labels.dataset}"
+
+    @property
+    def reads(self) -> str:
+        pooled = any(_teaching(c).reads == "pooled" for c in self.cells)
+        text = "logits and pooled features" if pooled else "logits"
+        strong = any("strong" in _teaching(c).views for c in self.cells)
+        return f"{text}; strong views stay online" if strong else text
+
+
+def describe(cells: Sequence[PlannedCell], plan: Sequence[PlannedCell] = ()) -> list[str]:
+    """Return lines on how the cells that are to run get at their teachers, and why.
+
+    Args:
+        plan: all cells of the plan, whose finished teachers tell how fast they are.
+    """
+    taught = [c for c in cells if c.file.teachers and c.status != "not_applicable"]
+    tables = _groups(c for c in taught if c.file.teacher_cache)
+    known = {c.id: c for c in plan}
+    lines = [_table_line(g, known) for g in tables]
+    if tables:
+        lines.append(_room_line(tables))
+    reasons: dict[str, list[PlannedCell]] = {}
+    for cell in taught:
+        if cell.file.teacher_cache is None:
+            reasons.setdefault(_why_online(cell), []).append(cell)
+    for reason, some in reasons.items():
+        names = ", ".join(dict.fromkeys(c.file.method for c in some))
+        lines.append(f"teacher online in {len(some)} cell(s) ({_cut(names)}): {reason}")
+    could = (c for c in taught if c.file.recipe.teacher_cache == "off" and _refused(c) is None)
+    return lines + [line for g in _groups(could) if (line := _hint(g))]
+
+
+def _table_line(group: _Group, known: Mapping[str, PlannedCell]) -> str:
+    dtype = group.first.file.teacher_cache
+    assert dtype is not None
+    text = (
+        f"{group.name}: {dtype} table for {len(group.cells)} cell(s), which read {group.reads}: "
+        f"{group.views} views x {group.images:,} images, {size_text(group.nbytes(dtype))}; filled once"
+    )
+    rate = _rate(group, known)
+    text += f" in about {group.filled / rate:.0f} s" if rate else ""
+    text += f" by {group.filled:,} forwards in place of {group.forwards:,}"
+    if group.filled > group.forwards:
+        text += "; unless it is there already, recipe.teacher_cache: off takes less"
+    return text
+
+
+def _room_line(groups: Sequence[_Group]) -> str:
+    folder = cache_dir("teacher-tables")
+    needed = sum(g.nbytes(g.first.file.teacher_cache or "fp16") for g in groups)
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    text = f"teacher tables: {size_text(needed)} in {folder}, {size_text(free)} free"
+    return f"warning: {text}: not enough unless they are there already" if needed > free else text
+
+
+def _hint(group: _Group) -> str | None:
+    saved = group.forwards - group.filled
+    if saved < WORTH or group.forwards < TIMES * group.filled:
+        return None
+    return (
+        f"hint: {group.name}: recipe.teacher_cache: fp16 would take {group.filled:,} teacher forwards in place "
+        f"of {group.forwards:,} for {len(group.cells)} cell(s), and {size_text(group.nbytes('fp16'))}; "
+        "cells get other ids"
+    )
+
+
+def _why_online(cell: PlannedCell) -> str:
+    if cell.file.recipe.teacher_cache == "off":
+        return "recipe.teacher_cache is off"
+    return _refused(cell) or "no table"
+
+
+def _refused(cell: PlannedCell) -> str | None:
+    teaching = _teaching(cell)
+    return refusal(cell.file.recipe, teaching.reads, teaching.real_data)
+
+
+def _groups(cells: Iterable[PlannedCell]) -> list[_Group]:
+    """Return the cells by all that their table depends on."""
+    groups: dict[str, _Group] = {}
+    for cell in cells:
+        file, recipe = cell.file, cell.file.recipe
+        key = [
+            [t.model_dump() for t in file.teachers],
+            file.dataset.model_dump(exclude={"label", "limit_test", "storage"}),
+            recipe.augment.model_dump(),
+            [recipe.precision, recipe.channels_last, recipe.val_fraction, recipe.deterministic],
+            file.teacher_cache,
+        ]
+        groups.setdefault(json.dumps(key, sort_keys=True, default=str), _Group([])).cells.append(cell)
+    return list(groups.values())
+
+
+def _rate(group: _Group, known: Mapping[str, PlannedCell]) -> float | None:
+    """Return how many images a second the first teacher took when its speed was measured, if it was."""
+    teacher = known.get(group.first.file.teachers[0].ref)
+    if teacher is None or teacher.status != "done":
+        return None
+    try:
+        record = read_record_dict(teacher.folder / "result.json")
+    except KdbenchError:
+        return None
+    speeds = record.get("throughput", {}).get(record.get("primary"), {})
+    return max((s["images_per_s"] for s in speeds.values()), default=None)
+
+
+def _teaching(cell: PlannedCell) -> Teaching:
+    assert cell.teaching is not None
+    return cell.teaching
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
