@@ -69,7 +69,8 @@ _NUMBERS: dict[str, Callable[[Row], str]] = {
 
 _SPEED = (
     "model", "mode", "precision", "batch_size", "found_by", "status", "images_per_s", "step_ms", "iqr_ratio",
-    "latency_ms_p50", "latency_ms_p95", "peak_memory_mb", "params", "macs", "activations", "rounds", "drift_percent",
+    "latency_ms_p50", "latency_ms_p95", "peak_memory_mb", "params", "macs", "activations", "rounds",
+    "drift_percent",
 )  # fmt: skip
 
 
