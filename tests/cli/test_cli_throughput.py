@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from commands import error_line
+from matrices import write_matrix
 
 QUICK = ("--image-size", 32, "--num-classes", 10, "--rounds", 2, "--max-seconds", 0.2, "--device", "cpu")
 
@@ -43,6 +44,41 @@ def test_timm_columns_and_training(kdbench, tmp_path):
     assert float(line["train_samples_per_sec"]) == pytest.approx(
         2e3 / float(line["train_step_time"]), rel=0.01
     )
+
+
+def test_records_make_a_board(kdbench, tmp_path):
+    done = kdbench("throughput", "timm:test_resnet", "--batch-sizes", 2, *QUICK, "--records", "speeds")
+    assert done.returncode == 0, done.stderr
+    assert "1 record(s) in speeds" in done.stderr
+    built = kdbench("leaderboard", "build", "board", "--from", "speeds")
+    assert built.returncode == 0, built.stderr
+    assert kdbench("leaderboard", "check", "board").returncode == 0
+    assert "Speed in fp32 on " in (tmp_path / "board" / "README.md").read_text()
+    same = kdbench("compare", "speeds", "board")
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert "infer fp32 b2" in same.stdout
+
+
+def test_a_matrix_of_speeds_is_the_same_product(kdbench, tmp_path):
+    matrix = write_matrix(
+        tmp_path / "m.yaml",
+        name="speeds",
+        datasets=[{"name": "synthetic", "args": {"num_classes": 10, "image_size": 32}}],
+        pairs=None,
+        teachers=[None],
+        students=["timm:test_resnet"],
+        methods=["vanilla"],
+        throughput={"only": True, "batch_sizes": [2], "rounds": 2, "max_seconds": 0.1},
+    )
+    done = kdbench.run(matrix)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    for mode in ("infer", "train"):
+        assert ["timm:test_resnet", mode, "fp32", "2"] in [line[:4] for line in lines]
+    assert "Speed in fp32 on " in (tmp_path / "runs" / "speeds" / "board" / "README.md").read_text()
+    assert "nothing to do, 1 done" in kdbench.run(matrix).stdout
+    again = kdbench.run(matrix, "--set", "throughput.batch_sizes=[4]", "--dry-run")
+    assert "1 cell(s) would run" in again.stdout
 
 
 def test_a_row_that_fails_is_shown_and_gives_code_1(kdbench):

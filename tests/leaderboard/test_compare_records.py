@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from factories import make_record
+from factories import make_record, make_speed_record, make_speed_row
 
 from kdbench.cli.compare import record_regressions
 from kdbench.leaderboard.compare import compare_records
@@ -129,3 +129,48 @@ def test_what_one_side_lacks_is_listed():
     assert only(found).seeds == [0, 1]
     assert [name.split(", ")[-2:] for name in found.only_a] == [["kd", "seed 2"]]
     assert [name.split(", ")[-2:] for name in found.only_b] == [["dkd", "seed 0"]]
+
+
+def speed_record(*rows, student="small", seed=0, **environment):
+    return Record.model_validate(make_speed_record(student, list(rows), seed=seed, **environment))
+
+
+def scaled(ratio, **kw):
+    return make_speed_row(samples_ms=[ms / ratio for ms in (63.8, 63.9, 64.0, 64.1, 64.2)], **kw)
+
+
+def test_cells_that_measure_speed_only_are_compared_by_their_rounds():
+    a = speed_record(scaled(1.0), scaled(1.0, mode="train", batch_size=8))
+    b = speed_record(scaled(0.8), scaled(1.0, mode="train", batch_size=8))
+    found = compare_records([a], [b])
+    line = only(found)
+    assert line.accuracy is None
+    assert set(line.speeds) == {"infer fp32 b64", "train fp32 b8"}
+    slower = line.speeds["infer fp32 b64"]
+    assert slower.value == pytest.approx(0.8)
+    assert slower.significant
+    assert not line.speeds["train fp32 b8"].significant
+    assert len(record_regressions(found, 0.0, 0.05)) == 1
+    assert record_regressions(found, 0.0, 0.25) == []
+
+
+def test_a_difference_within_the_drift_is_none():
+    line = only(
+        compare_records([speed_record(scaled(1.0))], [speed_record(scaled(0.9, drift_percent=-15.0))])
+    )
+    speed = line.speeds["infer fp32 b64"]
+    assert speed.value == pytest.approx(0.9)
+    assert not speed.significant
+
+
+def test_speeds_alone_of_different_hardware_are_not_compared():
+    line = only(compare_records([speed_record(scaled(1.0))], [speed_record(scaled(0.5), threads=2)]))
+    assert line.speeds == {}
+    assert any(note.startswith("speeds not compared") for note in line.notes)
+
+
+def test_a_speed_that_is_lost_is_a_regression():
+    gone = make_speed_row(status="oom", images_per_s=None, step_ms=None, samples_ms=[])
+    found = compare_records([speed_record(scaled(1.0))], [speed_record(gone)])
+    assert only(found).lost == ["infer fp32 b64: done in A, oom in B"]
+    assert len(record_regressions(found, 0.0, None)) == 1
