@@ -210,6 +210,8 @@ class Job:
         after: cell ids that must be done before this one starts (its teachers).
         timeout_s: hard limit in seconds of one attempt.
         cost: expected relative cost, for scheduling longest first.
+        gang: for a job of several cells in one process, one job for each of them; the other fields then speak
+            for all. Only launchers with an attribute ``gangs = True`` get such jobs.
     """
 
     cell_id: str
@@ -218,14 +220,16 @@ class Job:
     after: tuple[str, ...] = ()
     timeout_s: float | None = None
     cost: float = 1.0
+    gang: tuple[Job, ...] = ()
 
 
 class Launcher(Protocol):
     """Runs jobs and reports events; owns processes, never results.
 
     ``report`` is called with mappings that have at least ``event`` and ``cell_id``; events are ``started``,
-    ``epoch`` (the row of ``curves.jsonl``), ``finished`` (the cell's record is on disk) and ``died`` (the
-    process ended without a record: keys ``status``, ``message``). ``stop()`` turns true when the user wants
+    ``epoch`` (the row of ``curves.jsonl``), ``finished`` (the cell's record is on disk), ``died`` (the
+    process ended without a record: keys ``status``, ``message``) and ``released`` (the cell left a gang and
+    runs again in another process: key ``message``). ``stop()`` turns true when the user wants
     to leave: running cells save their state and end.
     """
 

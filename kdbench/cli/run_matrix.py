@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     "--workers", type=click.IntRange(min=1), help="Cells at a time (default: one per core, or GPU)."
 )
 @click.option(
+    "--gang",
+    metavar="auto|off|N",
+    callback=lambda ctx, param, value: _gang(value),
+    help="Cells that share batches and teacher train in one process (default: as the matrix says).",
+)
+@click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -69,6 +75,7 @@ def run_matrix(
     dry_run: bool,
     rerun: str | None,
     workers: int | None,
+    gang: Any,
     device: str,
     launcher: str,
     sinks: tuple[str, ...],
@@ -82,7 +89,6 @@ def run_matrix(
     from kdbench.launch.plan import Planner
     from kdbench.launch.progress import make_progress
     from kdbench.launch.session import Options, Session
-    from kdbench.launch.teacher_plan import describe
     from kdbench.matrix import load_matrix
     from kdbench.results.store import RunFolder
 
@@ -103,10 +109,13 @@ def run_matrix(
         tracking_uri=tracking_uri,
         rerun=rerun,
         disable=tuple(settings.disable),
+        gang=gang,
     )
     session = Session(registry, plan, options, make_progress())
     if dry_run:
         _print_plan(plan, session.open_cells())
+        for line in session.sharing():
+            click.echo(line)
         return
     stale = sum(c.stale for c in plan.cells)
     if stale and rerun not in ("changed", "all"):
@@ -120,8 +129,6 @@ def run_matrix(
         click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")
         _point(plan, sinks)
         sys.exit(_exit_code(plan))
-    for line in describe(session.open_cells(), plan.cells):
-        click.echo(line, err=True)
     interrupted = session.run()
     if interrupted:
         click.echo(f"interrupted; `{_again()}` goes on from here", err=True)
@@ -135,6 +142,17 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _gang(value: str | None) -> Any:
+    if value is None or value in ("auto", "off"):
+        return value
+    if value.isdigit() and 2 <= int(value) <= 64:
+        return int(value)
+    from kdbench.errors import KdbenchError, did_you_mean
+
+    near = did_you_mean(value, ["auto", "off"])
+    raise KdbenchError(f"--gang {value}: expected auto, off or a number of cells from 2 to 64{near}")
 
 
 def _check_device(device: str) -> None:
@@ -164,8 +182,6 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from kdbench.launch.teacher_plan import describe
-
     table = Table(title=f"{plan.matrix.matrix.name}: {len(plan.cells)} cells, {_counts(plan)}")
     for column in ("status", "method", "pair", "data set", "seed", "cell"):
         table.add_column(column)
@@ -181,8 +197,6 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     for cell in plan.cells:
         if cell.status == "not_applicable":
             click.echo(f"not applicable: {cell.label}: {cell.reason}")
-    for line in describe(open_cells, plan.cells):
-        click.echo(line)
     click.echo(f"{len(open_cells)} cell(s) would run")
 
 

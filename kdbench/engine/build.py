@@ -215,10 +215,15 @@ def _check_channels(student: NetHandle, teacher: NetHandle) -> None:
 
 
 def data_context(
-    cell: CellFile, dataset: Dataset, info: DataInfo, device: torch.device, views: tuple[str, ...]
+    cell: CellFile,
+    dataset: Dataset,
+    info: DataInfo,
+    device: torch.device,
+    views: tuple[str, ...],
+    make: Callable[..., DataContext] = DataContext,
 ) -> DataContext:
     """Make the data context of a cell; its order and views are seeded by the cell's seed alone."""
-    return DataContext(
+    return make(
         dataset,
         info,
         cell.recipe,

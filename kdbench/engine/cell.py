@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+from collections.abc import Generator
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kdbench.engine.build import data_context, make_run, make_task, setup_method
+from kdbench.engine.build import make_run, make_task, setup_method
 from kdbench.engine.build_dataset import make_dataset, validated
 from kdbench.engine.cellspec import CellFile
 from kdbench.engine.checkpoint import weights_bytes
@@ -21,6 +21,7 @@ from kdbench.engine.evaluation import best_epoch, deployables, evaluate_all, run
 from kdbench.engine.loop import Interrupted, Loop, Progress
 from kdbench.engine.phases import extra_parameters
 from kdbench.engine.seeds import seed_everything
+from kdbench.engine.sharing import Alone
 from kdbench.engine.teacher_cache import TeacherCache
 from kdbench.engine.teachers import doubts, load_cell_weights, load_checkpoint, route_loaders, route_path
 from kdbench.errors import KdbenchError
@@ -37,6 +38,9 @@ from kdbench.results.store import atomic_write_bytes, read_record_dict, write_re
 
 class Hooks:
     """What a worker may plug into a cell: progress, stopping, and the turn to measure alone."""
+
+    def enter(self) -> None:
+        """The cell's turn begins, where several take turns in one process."""
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done."""
@@ -65,24 +69,39 @@ def read_cell(folder: Path) -> CellFile:
 class CellTrainer:
     """Trains, evaluates and measures one cell; :meth:`run` leaves its record in the folder."""
 
-    def __init__(self, folder: Path, registry: Registry, hooks: Hooks | None = None) -> None:
+    def __init__(
+        self, folder: Path, registry: Registry, hooks: Hooks | None = None, sharing: Alone | None = None
+    ) -> None:
         self.folder, self.registry, self.hooks = folder, registry, hooks or Hooks()
+        self.sharing = sharing or Alone()
         self.cell = read_cell(folder)
         self.device = torch.device(self.cell.device)
         self.warnings: list[str] = []
         self.teacher_refs: list[TeacherRef] = []
         self._fill_s = 0.0
+        #: None until the cell is set up
+        self.loop: Loop | None = None
         self._started = now()
 
     def run(self) -> Record:
         """Run the cell to its record. Raises what the cell's code raises; the caller turns it into a status."""
+        turns = self.turns()
+        while True:
+            try:
+                next(turns)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def turns(self) -> Generator[None, None, Record]:
+        """Run the cell as :meth:`run` does, and stop before each step, so that others can have a turn."""
         self.hooks.gate()
-        began = time.perf_counter()
+        clock = self.sharing.clock
+        began = clock()
         cell = self.cell
         seed_everything(derive_seed(cell.seed, "train"), deterministic=cell.recipe.deterministic)
         run, method = self._setup()
         try:
-            loop = Loop(
+            loop = self.loop = Loop(
                 run,
                 method,
                 self.folder,
@@ -91,12 +110,14 @@ class CellTrainer:
                 should_stop=self.hooks.should_stop,
                 gate=self.hooks.gate,
                 keep=lambda epochs: self._keep_route(run, epochs),
+                clock=clock,
             )
             # networks are made under seeds of their own, so training starts from the same state whatever
             # a method did in setup
             seed_everything(derive_seed(cell.seed, "train"), deterministic=cell.recipe.deterministic)
-            loop.at.setup_s, loop.at.fill_s = time.perf_counter() - began - self._fill_s, self._fill_s
-            at = loop.train()
+            loop.at.setup_s, loop.at.fill_s = clock() - began - self._fill_s, self._fill_s
+            yield from loop.steps()
+            at = loop.at
             self._write_curves(at)
             record = self._record(run, method, at)
         finally:
@@ -115,7 +136,7 @@ class CellTrainer:
         task = make_task(self.registry, cell.task)
         method_cls = self.registry.get("methods", cell.method).load()
         needs = method_cls.requires(validated(method_cls.Params, cell.params, f"method '{cell.method}'"))
-        context = data_context(cell, dataset, info, self.device, needs.views)
+        context = self.sharing.data(cell, dataset, info, self.device, needs.views)
         task_data = task.setup(context)
         route = []
         if cell.route and cell.teachers:
@@ -134,6 +155,7 @@ class CellTrainer:
             load_teacher=self._load_teacher,
         )
         self._describe_teachers(run)
+        self.sharing.join(run)
         every = context.every_view() if cell.teacher_cache else None
         cache = TeacherCache(cell, run, every)
         method = setup_method(self.registry, cell, run)
@@ -308,10 +330,11 @@ class CellTrainer:
             epochs=at.total_epochs,
             steps=at.global_step,
             device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s) / 3600,
-            peak_memory_mb=peak_memory_mb(self.device),
+            peak_memory_mb=None if self.sharing.several else peak_memory_mb(self.device),
             fill_s=at.fill_s if self.cell.teacher_cache else None,
             cached_forwards=at.answered if self.cell.teacher_cache else None,
             online_forwards=at.taught - at.answered if self.cell.teacher_cache else None,
+            shared_s=at.shared_s or None,
             attempts=at.attempts,
         )
 

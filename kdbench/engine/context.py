@@ -60,7 +60,7 @@ class CellRun:
         self.terms = Terms(device)
         self._build_student, self._build_assistant = build_student, build_assistant
         self._labels: Tensor | None = None
-        #: answers for the teachers where others may know what they say; e.g. :mod:`kdbench.engine.teacher_cache`
+        #: answers for the teachers where others may know what they say: a gang, or a table
         self.lookup: Callable[[NetHandle, Tensor, Sequence[Tap] | None], Out] | None = None
         #: the batch of the step
         self.batch: Batch | None = None

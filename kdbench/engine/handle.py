@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,15 @@ from kdbench.engine.normalise import Normalisation
 from kdbench.engine.taps import Site, deliver, feature_info, resolution_stages, resolve
 from kdbench.engine.trace import Trace, is_batchnorm, trace
 from kdbench.protocol.types import Feats, NotApplicable, Out, Tap
+
+
+@dataclass
+class Captured:
+    """What one forward pass gave: logits, raw values by :attr:`Site.key`, the input of the classifier."""
+
+    logits: Tensor
+    raw: dict[tuple[str, int, str], Tensor]
+    pooled: Tensor | None
 
 
 class NetHandle:
@@ -38,16 +49,35 @@ class NetHandle:
         self.normalisation: Normalisation | None = None
 
     def __call__(self, x: Tensor, taps: Sequence[Tap] | None = None) -> Out:
-        sites = self._wanted if taps is None else {t: self._site(t) for t in taps}
+        sites = self.sites(taps)
+        return self.assemble(self.capture(x, sites.values()), sites)
+
+    def sites(self, taps: Sequence[Tap] | None = None) -> Mapping[Tap, Site]:
+        """Return where the taps are read; None: all that were wanted."""
+        return self._wanted if taps is None else {t: self._site(t) for t in taps}
+
+    def capture(self, x: Tensor, sites: Iterable[Site]) -> Captured:
+        """Forward `x` and keep what the network gives at the sites."""
         raw: dict[tuple[str, int, str], Tensor] = {}
         pooled: list[Tensor] = []
-        with self._hooked(sites.values(), raw, pooled):
+        with self._hooked(sites, raw, pooled):
             logits = self.net(x)
-        feats = Feats(
-            {t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in sites.items()}
-        )
+        return Captured(logits, raw, pooled[0] if pooled else None)
+
+    def assemble(self, got: Captured, sites: Mapping[Tap, Site]) -> Out:
+        """Turn what was kept into the formats that the taps ask for."""
+        feats = Feats({t: deliver(self.net, s, t.fmt, got.raw[s.key]) for t, s in sites.items()})
         feats.owner = self._owner
-        return Out(logits, feats, pooled[0].flatten(1) if pooled else None)
+        return Out(got.logits, feats, None if got.pooled is None else got.pooled.flatten(1))
+
+    def duplicate(self) -> NetHandle:
+        """Return a handle of a copy of the network: equal weights, modes and input, and nobody else's."""
+        channels, size, _ = self._size
+        made = NetHandle(
+            self.name, copy.deepcopy(self.net), image_size=size, in_chans=channels, device=self._device
+        )
+        made.normalisation = self.normalisation
+        return made
 
     @property
     def wanted(self) -> tuple[Tap, ...]:

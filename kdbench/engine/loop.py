@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from kdbench.engine.checkpoint import load_state, save_state
+from kdbench.engine.clock import Clock, wait
 from kdbench.engine.context import CellRun
 from kdbench.engine.contract import check_parts, loss_checked
 from kdbench.engine.divergence import Diverged, check_metrics, check_terms, check_weights
@@ -43,11 +43,15 @@ class Progress:
     fill_s: float = 0.0
     taught: int = 0
     answered: int = 0
+    shared_s: float = 0.0
     epoch_s: float = 0.0
     epoch_images: int = 0
     attempts: int = 1
     rows: list[dict[str, Any]] = field(default_factory=list)
 
+
+#: What comes after the last batch of an epoch; None is a batch of phases without data.
+_END: Any = object()
 
 Evaluate = Callable[[], Mapping[str, Mapping[str, float]]]
 
@@ -61,6 +65,7 @@ class Loop:
         should_stop: polled after every step; true ends the run with :class:`Interrupted`.
         gate: called before each epoch; may wait (for another process that measures alone).
         keep: called with (number of epochs done over the run) after each epoch; saves route checkpoints.
+        clock: gives the time in seconds.
     """
 
     def __init__(
@@ -74,16 +79,24 @@ class Loop:
         should_stop: Callable[[], bool] = lambda: False,
         gate: Callable[[], None] = lambda: None,
         keep: Callable[[int], None] = lambda epochs: None,
+        clock: Clock | None = None,
     ) -> None:
         self.run, self.method, self.path = run, method, folder / "checkpoint.safetensors"
         self._evaluate, self._on_epoch, self._should_stop = evaluate, on_epoch, should_stop
         self._gate, self._keep = gate, keep
+        self._clock = clock or Clock()
         self.phases = checked(method.phases(run))
         self.epochs = epochs_of(self.phases, run.recipe.epochs)
         self.at = Progress()
 
     def train(self) -> Progress:
         """Train to the end, from the checkpoint if there is one. Returns the final progress."""
+        for _ in self.steps():
+            pass
+        return self.at
+
+    def steps(self) -> Iterator[None]:
+        """Train as :meth:`train` does, and stop before each batch is taken, so that others can have a turn."""
         resumed = self._load()
         if resumed is not None and self.at.phase == len(self.phases):
             # cut after the last epoch and before the record: only what was trained has to come back
@@ -91,11 +104,10 @@ class Loop:
             self._restore_rng(resumed)
         with loss_checked(self.method):
             for number in range(self.at.phase, len(self.phases)):
-                self._train_phase(number, resumed)
+                yield from self._train_phase(number, resumed)
                 resumed = None
-        return self.at
 
-    def _train_phase(self, number: int, resumed: dict[str, Any] | None) -> None:
+    def _train_phase(self, number: int, resumed: dict[str, Any] | None) -> Iterator[None]:
         run, at, phase = self.run, self.at, self.phases[number]
         at.phase = number
         run.phase_epochs, run.teacher_bn = self.epochs[number], phase.teacher_bn
@@ -127,7 +139,7 @@ class Loop:
                 self._resume_epoch(resumed)
                 resumed = None
             self._gate()
-            self._train_epoch(phase)
+            yield from self._train_epoch(phase)
             self._finish_epoch(phase)
         run.optimizers = {}
 
@@ -142,12 +154,17 @@ class Loop:
         if not in_epoch:
             self.method.on_epoch_start(self.run)
 
-    def _train_epoch(self, phase: Phase) -> None:
+    def _train_epoch(self, phase: Phase) -> Iterator[None]:
         run, at = self.run, self.at
         step_fn = phase.step or self.method.step
         run.taught = run.answered = 0
-        began, images = time.perf_counter(), 0
-        for batch in self._batches(phase):
+        began, images = self._clock(), 0
+        batches = iter(self._batches(phase))
+        while True:
+            yield
+            batch = next(batches, _END)
+            if batch is _END:
+                break
             run.batch = batch
             for driven in run.optimizers.values():
                 driven.set_update(run.epoch * run.steps_per_epoch + at.step)
@@ -159,12 +176,10 @@ class Loop:
             run.step_in_epoch, run.global_step = at.step, at.global_step
             images += len(batch.x) if batch is not None else 0
             if self._should_stop():
-                _sync(run.device)
-                self._clock(began, images)
+                self._count(began, images)
                 self._save()
                 raise Interrupted
-        _sync(run.device)
-        self._clock(began, images)
+        self._count(began, images)
 
     def _step(self, step_fn: Any, batch: Batch | None, phase: Phase) -> Mapping[str, torch.Tensor]:
         try:
@@ -195,8 +210,10 @@ class Loop:
         trained = [p for driven in self.run.optimizers.values() for p in driven.params]
         check_weights(nets, trained, self.at.global_step, self._where(phase))
 
-    def _clock(self, began: float, images: int) -> None:
-        seconds = time.perf_counter() - began
+    def _count(self, began: float, images: int) -> None:
+        wait(self.run.device)
+        seconds = self._clock() - began
+        self.at.shared_s += self._clock.take()
         self.at.train_s += seconds
         self.at.epoch_s += seconds
         self.at.images += images
@@ -210,10 +227,10 @@ class Loop:
             raise KdbenchError(
                 "the training set gives no batch: fewer images than recipe.batch_size with drop_last"
             )
-        began = time.perf_counter()
+        began = self._clock()
         means = check_terms(run.terms, at.global_step, self._where(phase))
         self._check_weights(phase)
-        at.log_s += time.perf_counter() - began
+        at.log_s += self._clock() - began
         at.total_epochs += 1
         row: dict[str, Any] = {
             "epoch": at.total_epochs,
@@ -229,13 +246,13 @@ class Loop:
         last = at.total_epochs == sum(self.epochs)
         due = at.total_epochs % run.recipe.eval_every == 0
         if last or (due and phase.evaluate):
-            began = time.perf_counter()
+            began = self._clock()
             row["eval"] = {name: dict(m) for name, m in self._evaluate().items()}
-            row["eval_s"] = time.perf_counter() - began
+            row["eval_s"] = self._clock() - began
             at.eval_s += row["eval_s"]
             if last:
                 check_metrics(row["eval"], at.global_step)
-        began = time.perf_counter()
+        began = self._clock()
         at.rows.append(row)
         self._keep(at.total_epochs)
         at.epoch, at.step = run.epoch + 1, 0
@@ -243,7 +260,7 @@ class Loop:
             at.phase, at.epoch = at.phase + 1, 0
         self._save()
         self._on_epoch(row)
-        at.log_s += time.perf_counter() - began
+        at.log_s += self._clock() - began
 
     def _set_modes(self) -> None:
         for handle in self.run.students.values():
@@ -333,8 +350,3 @@ class Loop:
     def _restore_rng(self, state: dict[str, Any]) -> None:
         set_rng_state(state["rng"])
         self.run.rng.set_state(state["run_rng"])
-
-
-def _sync(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

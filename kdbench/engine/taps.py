@@ -41,6 +41,11 @@ class Site:
     layout: Literal["nchw", "nhwc", "tokens", "other"]
     shape: tuple[int, ...]
 
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What tells its raw value from others of one forward."""
+        return self.module, self.nth, self.side
+
 
 def feature_info(net: nn.Module) -> list[dict[str, Any]]:
     """Return timm's ``feature_info`` as a list of dicts; empty where the network has none."""

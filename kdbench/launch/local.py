@@ -1,4 +1,4 @@
-"""The local launcher: worker processes on this machine, one cell each."""
+"""The local launcher: worker processes on this machine, one cell or one gang of cells each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 from kdbench.errors import KdbenchError
 from kdbench.hooks import Job
 from kdbench.launch.failure import log_tail
+from kdbench.launch.gang_worker import gang_child
+from kdbench.launch.gangs import gang_of
 from kdbench.launch.server import context
-from kdbench.launch.worker import INTERRUPTED, NO_SPACE, child
+from kdbench.launch.worker import DONE, FAILED, INTERRUPTED, NO_SPACE, child
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -30,6 +32,18 @@ class _Worker:
     killed: bool = False
     asked: int = 0
     no_space: str | None = None
+    #: cells of a gang that are not over, and those of them that left for want of memory
+    left: dict[str, Job] = field(default_factory=dict)
+    starved: set[str] = field(default_factory=set)
+    #: cells of a gang that there was no room for
+    crowded: list[Job] = field(default_factory=list)
+    #: cells that began
+    begun: set[str] = field(default_factory=set)
+    #: cells of a gang that ended otherwise than done
+    failed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.left = {j.cell_id: j for j in self.job.gang}
 
 
 class LocalLauncher:
@@ -37,6 +51,9 @@ class LocalLauncher:
 
     Options: ``workers`` (number of slots), ``gpus`` (number of GPUs; slots go round them; 0 on the CPU).
     """
+
+    #: jobs of several cells are understood
+    gangs = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._slots = int(options.get("workers", 1))
@@ -47,7 +64,7 @@ class LocalLauncher:
         """Run all jobs. Raises KdbenchError when the disk is full: nothing more could be kept."""
         ctx = context()
         waiting = sorted(jobs, key=lambda j: (len(j.after) > 0, -j.cost))
-        open_ids = {j.cell_id for j in jobs}
+        open_ids = {m.cell_id for j in jobs for m in j.gang or (j,)}
         # a teacher that is neither done nor among the jobs failed in an earlier run
         bad: set[str] = {c for j in jobs for c in j.after} - open_ids
         running: list[_Worker] = []
@@ -65,9 +82,15 @@ class LocalLauncher:
                     self._drain(worker, report)
                     running.remove(worker)
                     free.append(worker.slot)
-                    open_ids.discard(worker.job.cell_id)
-                    if not self._close(worker, report):
+                    again: list[Job] = []
+                    if worker.job.gang:
+                        again = self._close_gang(worker, report)
+                        bad |= worker.failed
+                    elif not self._close(worker, report):
                         bad.add(worker.job.cell_id)
+                    waiting[:0] = again
+                    gone = {m.cell_id for m in worker.job.gang or (worker.job,)}
+                    open_ids -= gone - {m.cell_id for j in again for m in j.gang or (j,)}
                     fatal = fatal or worker.no_space
         finally:
             for worker in running:
@@ -82,10 +105,11 @@ class LocalLauncher:
             broken = [c for c in job.after if c in bad]
             if broken:
                 waiting.remove(job)
-                open_ids.discard(job.cell_id)
-                bad.add(job.cell_id)
                 message = f"its teacher cell {broken[0][:12]} did not finish"
-                report({"event": "died", "cell_id": job.cell_id, "status": "failed", "message": message})
+                for cell in job.gang or (job,):
+                    open_ids.discard(cell.cell_id)
+                    bad.add(cell.cell_id)
+                    report({"event": "died", "cell_id": cell.cell_id, "status": "failed", "message": message})
             elif not any(c in open_ids for c in job.after):
                 waiting.remove(job)
                 return job
@@ -94,7 +118,10 @@ class LocalLauncher:
     def _start(self, ctx: Any, job: Job, slot: int) -> _Worker:
         ours, theirs = ctx.Pipe()
         environment = {"CUDA_VISIBLE_DEVICES": _gpu(slot, self._gpus)} if self._gpus > 1 else {}
-        process = ctx.Process(target=child, args=(str(job.folder), theirs, environment), name=job.label)
+        target, what = (
+            (child, str(job.folder)) if not job.gang else (gang_child, [str(j.folder) for j in job.gang])
+        )
+        process = ctx.Process(target=target, args=(what, theirs, environment), name=job.label)
         process.start()
         theirs.close()
         return _Worker(job, process, ours, slot)
@@ -124,7 +151,10 @@ class LocalLauncher:
                 event = worker.connection.recv()
                 if event.get("event") == "no_space":
                     worker.no_space = event["message"]
+                elif event.get("event") in ("ended", "released"):
+                    _one_of_gang(worker, event, report)
                 else:
+                    worker.begun |= {event["cell_id"]} if event.get("event") == "started" else set()
                     report(event)
         except (EOFError, OSError):
             # the worker closed its end; the sentinel tells the rest
@@ -152,6 +182,48 @@ class LocalLauncher:
             status = "interrupted" if code == -signal.SIGKILL else "crashed"
             report({"event": "died", "status": status, "message": _how(code, job), **told})
         return False
+
+    def _close_gang(self, worker: _Worker, report: Report) -> list[Job]:
+        """Say how the cells of a gang ended; returns jobs for those that have to go on in other processes."""
+        worker.process.join()
+        worker.connection.close()
+        stopped = bool(worker.asked or worker.no_space)
+        # a record that was written just before the end holds, though nobody told of it
+        for job in [j for j in worker.left.values() if (j.folder / "result.json").exists()]:
+            _one_of_gang(worker, {"event": "ended", "cell_id": job.cell_id, "code": FAILED}, report)
+        alone, crowded = list(worker.left.values()), worker.crowded
+        if stopped:
+            worker.failed |= {job.cell_id for job in (*alone, *crowded)}
+            for job in alone:
+                if job.cell_id in worker.begun:
+                    report({"event": "interrupted", "cell_id": job.cell_id})
+            return []
+        if worker.killed:
+            why = f"its gang was stopped after the limit of {worker.job.timeout_s:g} s"
+        else:
+            why = f"the worker of its gang ended ({_code(worker.process.exitcode)})"
+        for job in alone:
+            reason = "out of memory in its gang" if job.cell_id in worker.starved else why
+            report({"event": "released", "cell_id": job.cell_id, "message": f"{reason}; it goes on alone"})
+        return [*alone, *([gang_of(crowded)] if crowded else [])]
+
+
+def _one_of_gang(worker: _Worker, event: Mapping[str, Any], report: Report) -> None:
+    """Take note of a cell that left its gang."""
+    if event["event"] == "released" and event["why"] == "oom":
+        worker.starved.add(event["cell_id"])
+        return
+    job = worker.left.pop(event["cell_id"])
+    if event["event"] == "released":
+        worker.crowded.append(job)
+        return
+    worker.failed |= {job.cell_id} if event["code"] != DONE else set()
+    kind = "interrupted" if event["code"] in (INTERRUPTED, NO_SPACE) else "finished"
+    report({"event": kind, "cell_id": job.cell_id})
+
+
+def _code(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"code {code}"
 
 
 def _gpu(slot: int, gpus: int) -> str:

@@ -123,6 +123,8 @@ class LiveProgress:
         self._matrix = self._bars.add_task("matrix", total=total, detail=f"{done} finished before")
 
     def cell_started(self, cell: PlannedCell) -> None:
+        if cell.id in self._cells:  # it left a gang and starts again
+            self._bars.remove_task(self._cells.pop(cell.id))
         self._cells[cell.id] = self._bars.add_task(f"  {cell.label}", total=None, detail="starting")
 
     def epoch(self, cell: PlannedCell, row: Mapping[str, Any], epochs: int) -> None:

@@ -9,16 +9,19 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.failure import failure_record, write_failure
+from kdbench.launch.gangs import Wish, arrange, told
 from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Plan, PlannedCell
 from kdbench.launch.progress import Progress
 from kdbench.launch.resolve import Resolver
+from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.registry import Registry
 from kdbench.results.store import atomic_write_json, read_record, read_record_dict, write_record
@@ -41,6 +44,8 @@ class Options:
     rerun: str | None = None
     disable: tuple[str, ...] = ()
     only_teachers: bool = False
+    #: ``auto``, ``off`` or the most cells of a gang; None: as the matrix says
+    gang: Wish | None = None
 
 
 class Session:
@@ -122,12 +127,16 @@ class Session:
         return answer["device"], gpus
 
     def _prepare(self, cell: PlannedCell, device: str, gpus: int, chosen: set[str]) -> Job:
-        cell.file.device = device
-        cell.file.threads = None if gpus else 1
+        job = self._job(cell, device, gpus, chosen)
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
             _set_aside(cell, keep_done=cell.status in OPEN)
         atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
+        return job
+
+    def _job(self, cell: PlannedCell, device: str, gpus: int, chosen: set[str]) -> Job:
+        cell.file.device = device
+        cell.file.threads = None if gpus else 1
         recipe = cell.file.recipe
         return Job(
             cell_id=cell.id,
@@ -139,10 +148,45 @@ class Session:
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        workers = self._options.workers or gpus or len(os.sched_getaffinity(0))
-        entry = self._registry.get("launchers", self._options.launcher)
-        launcher = entry.load()({"workers": max(1, min(workers, len(jobs))), "gpus": gpus})
+        cls = self._registry.get("launchers", self._options.launcher).load()
+        total, workers = len(jobs), self._workers(gpus)
+        jobs = self._arrange(jobs, workers, cls)
+        for line in self._told(jobs, total):
+            self._progress.note(line)
+        launcher = cls({"workers": max(1, min(workers, len(jobs))), "gpus": gpus})
         launcher.run(jobs, self._on_event, lambda: self._stops)
+
+    def _workers(self, gpus: int) -> int:
+        return self._options.workers or gpus or len(os.sched_getaffinity(0))
+
+    def _arrange(self, jobs: Sequence[Job], workers: int, launcher: type) -> list[Job]:
+        """Put cells that can share into one job, as far as it is wanted and the launcher knows such jobs."""
+        if not getattr(launcher, "gangs", False):
+            if self._options.gang not in (None, "off"):
+                self._progress.note(f"warning: the launcher '{self._options.launcher}' runs every cell alone")
+            return list(jobs)
+        wish = self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
+        return arrange(jobs, {c.id: c.file for c in self._plan.cells}, wish, workers)
+
+    def _told(self, jobs: Sequence[Job], total: int) -> list[str]:
+        """Return what people should know of who shares what."""
+        ids = {c.cell_id for j in jobs for c in (j.gang or (j,))}
+        open_cells = [c for c in self._plan.cells if c.id in ids]
+        lines = describe(open_cells, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
+        line = told(jobs, total)
+        return [*lines, line] if line else lines
+
+    def sharing(self) -> list[str]:
+        """Return lines on what the open cells would share; nothing is written."""
+        cells = self.open_cells()
+        device, gpus = "cpu", 0
+        if self._options.device != "cpu" and _has_gpu_driver():
+            with contextlib.suppress(KdbenchError):  # a plan may be made for another machine than this one
+                device, gpus = self._devices(cells)
+        chosen = {c.id for c in cells}
+        jobs = [self._job(c, device, gpus, chosen) for c in cells]
+        cls = self._registry.get("launchers", self._options.launcher).load()
+        return self._told(self._arrange(jobs, self._workers(gpus), cls), len(jobs))
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         cell = self._cells[event["cell_id"]]
@@ -154,6 +198,8 @@ class Session:
         elif kind == "epoch":
             self._progress.epoch(cell, event["row"], cell.file.recipe.epochs)
             self._fire("kdbench_epoch_finished", cell=facts, epoch=event["row"])
+        elif kind == "released":
+            self._progress.note(f"{cell.label}: {event['message']}")
         elif kind == "interrupted":
             cell.status = "interrupted"
             self._progress.cell_ended(cell, "cut", "saved; the same command resumes it")
@@ -234,6 +280,11 @@ class Session:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _has_gpu_driver() -> bool:
+    """Return whether it is worth a process with torch, which takes seconds, to ask for GPUs."""
+    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
 
 
 def _outcome(record: Mapping[str, Any]) -> str:

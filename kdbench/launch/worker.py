@@ -30,10 +30,7 @@ def run_folder(
     import torch
 
     from kdbench.engine.cell import CellTrainer, now, read_cell
-    from kdbench.engine.loop import Diverged, Interrupted
-    from kdbench.launch.failure import write_failure
     from kdbench.launch.locks import FileLock
-    from kdbench.protocol.types import NotApplicable
     from kdbench.registry import Registry
 
     lock = FileLock(folder / ".lock")
@@ -43,44 +40,12 @@ def run_folder(
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
     report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
-
-    def failed(status: Any, e: BaseException, *, trace: bool = True) -> int:
-        text = what_happened(e)
-        if trace:
-            traceback.print_exc()  # to the cell's log, where people look first
-        else:
-            print(f"{status}: {text}", file=sys.stderr)
-        write_failure(
-            folder,
-            status,
-            text,
-            type_=type(e).__name__,
-            traceback=traceback.format_exc() if trace else None,
-            started_at=started,
-            **_circumstances(cell, registry),
-        )
-        return FAILED
-
     registry = None
     try:
         registry = Registry.load(disable=cell.disable_plugins)
-        CellTrainer(folder, registry, _Hooks(folder, cell.device, cell.cell_id, report, stop)).run()
-    except Interrupted:
-        return INTERRUPTED
-    except NotApplicable as e:
-        return failed("not_applicable", e, trace=False)
-    except Diverged as e:
-        return failed("diverged", e, trace=e.__cause__ is not None)
-    except (MemoryError, torch.OutOfMemoryError) as e:
-        return failed("oom", e)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            report({"event": "no_space", "cell_id": cell.cell_id, "message": f"{e.filename}: {e.strerror}"})
-            return NO_SPACE
-        return failed("failed", e)
+        CellTrainer(folder, registry, WorkerHooks(folder, cell.device, cell.cell_id, report, stop)).run()
     except Exception as e:
-        out_of_memory = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
-        return failed("oom" if out_of_memory else "failed", e)
+        return conclude(folder, cell, registry, e, started, report)
     finally:
         lock.close()
     return DONE
@@ -96,6 +61,59 @@ def what_happened(e: BaseException) -> str:
     if text and isinstance(e, (KdbenchError, NotApplicable, Diverged)):
         return text
     return f"{name}: {text}" if text else name
+
+
+def conclude(
+    folder: Path,
+    cell: CellFile,
+    registry: Registry | None,
+    error: Exception,
+    started: str,
+    report: Callable[[Mapping[str, Any]], None],
+) -> int:
+    """Write the record of a cell that ended with `error`. Returns its exit code."""
+    from kdbench.engine.loop import Diverged, Interrupted
+    from kdbench.launch.failure import write_failure
+    from kdbench.protocol.types import NotApplicable
+
+    if isinstance(error, Interrupted):
+        return INTERRUPTED
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        message = f"{error.filename}: {error.strerror}"
+        report({"event": "no_space", "cell_id": cell.cell_id, "message": message})
+        return NO_SPACE
+    status: Any = "failed"
+    if isinstance(error, NotApplicable):
+        status = "not_applicable"
+    elif isinstance(error, Diverged):
+        status = "diverged"
+    elif out_of_memory(error):
+        status = "oom"
+    text = what_happened(error)
+    # what is told in one line has no place in code to look at, unless something refused what was not finite
+    told = status == "not_applicable" or (status == "diverged" and error.__cause__ is None)
+    trace = "".join(traceback.format_exception(error))
+    # to the cell's log, where people look first
+    print(f"{status}: {text}" if told else trace, file=sys.stderr)
+    write_failure(
+        folder,
+        status,
+        text,
+        type_=type(error).__name__,
+        traceback=None if told else trace,
+        started_at=started,
+        **_circumstances(cell, registry),
+    )
+    return FAILED
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on the device or the host."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _circumstances(cell: CellFile, registry: Registry | None) -> dict[str, Any]:
@@ -119,7 +137,9 @@ def _circumstances(cell: CellFile, registry: Registry | None) -> dict[str, Any]:
     return out
 
 
-class _Hooks:
+class WorkerHooks:
+    """Connects a cell to the process that runs it: events, stopping, the turn to measure alone."""
+
     def __init__(
         self,
         folder: Path,
@@ -132,6 +152,9 @@ class _Hooks:
 
         self._turnstile = Turnstile(folder.parent.parent, device)
         self._cell_id, self._report, self._stop = cell_id, report, stop
+
+    def enter(self) -> None:
+        """A lone cell has every turn."""
 
     def epoch(self, row: dict[str, Any]) -> None:
         self._report({"event": "epoch", "cell_id": self._cell_id, "row": row})
@@ -148,10 +171,23 @@ class _Hooks:
 
 def child(folder: str, connection: Any, environment: Mapping[str, str]) -> None:
     """Entry of a worker process: own session, output to the cell's log, ends when its parent does."""
+    where = Path(folder)
+    serve(where, connection, environment, lambda report, stop: run_folder(where, report, stop))
+
+
+def serve(
+    log: Path,
+    connection: Any,
+    environment: Mapping[str, str],
+    run: Callable[[Callable[[Mapping[str, Any]], None], threading.Event], int],
+) -> None:
+    """Be a worker: send what `run` reports, tell it to stop, and end this process with its exit code.
+
+    Output goes to ``log.txt`` in the folder `log`.
+    """
     os.setsid()
     os.environ.update(environment)
-    where = Path(folder)
-    _redirect(where / "log.txt")
+    redirect(log / "log.txt")
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -172,7 +208,7 @@ def child(folder: str, connection: Any, environment: Mapping[str, str]) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        code = run_folder(where, report, stop)
+        code = run(report, stop)
     except BaseException:
         traceback.print_exc()
         code = FAILED
@@ -181,7 +217,8 @@ def child(folder: str, connection: Any, environment: Mapping[str, str]) -> None:
     os._exit(code)
 
 
-def _redirect(log: Path) -> None:
+def redirect(log: Path) -> None:
+    """Append what this process prints, and what libraries print, to a file."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):

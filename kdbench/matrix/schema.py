@@ -46,6 +46,10 @@ def _switch(value: Any) -> Any:
     return value
 
 
+def _gang(value: Any) -> Any:
+    return "off" if value is False else value  # YAML takes a bare `off` for false
+
+
 class DatasetItem(StrictModel):
     """A data set with its arguments and subset."""
 
@@ -312,6 +316,12 @@ class Matrix(StrictModel):
         default=("teacher-agreement",), description="Extra measurements of trained students."
     )
     timeout_s: FiniteFloat | None = Field(default=None, gt=0, description="Limit of one cell in seconds.")
+    gang: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=2, le=64)], BeforeValidator(_gang)] = (
+        Field(
+            default="auto",
+            description="Train cells that share batches and teacher in one process: auto, off, or how many.",
+        )
+    )
     include: Annotated[tuple[Include, ...], Field(strict=False)] = Field(
         default=(), description="Cells added to the product, after `exclude`."
     )

@@ -112,6 +112,8 @@ class Cost(_Model):
     #: calls of teachers in training that a table answered, and those that were made; None without tables
     cached_forwards: int | None = Field(default=None, ge=0)
     online_forwards: int | None = Field(default=None, ge=0)
+    #: part of the clocks that was spent once for several cells, by another of them
+    shared_s: FiniteFloat | None = Field(default=None, ge=0)
     attempts: int = Field(default=1, ge=1)
 
 

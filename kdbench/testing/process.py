@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.modules import module as _modules
 
+from kdbench.engine import settings as engine
 from kdbench.engine.seeds import rng_state, set_rng_state
 
 #: Functions that seed a global generator: (owner, attribute, name in messages).
@@ -29,17 +29,9 @@ _GLOBAL_HOOKS = tuple(name for name in vars(_modules) if name.startswith("_globa
 def settings() -> dict[str, Any]:
     """Return what a method could change for all that runs after it, by name; random generators aside."""
     return {
-        "torch.is_grad_enabled()": torch.is_grad_enabled(),
+        **engine.settings(),
         "torch.is_inference_mode_enabled()": torch.is_inference_mode_enabled(),
-        "torch.get_default_dtype()": torch.get_default_dtype(),
-        "torch.get_num_threads()": torch.get_num_threads(),
-        "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
-        "torch.is_anomaly_enabled()": torch.is_anomaly_enabled(),
-        "torch.get_float32_matmul_precision()": torch.get_float32_matmul_precision(),
-        "autocast on the CPU": torch.is_autocast_enabled("cpu"),
-        "torch.backends.cudnn.benchmark": torch.backends.cudnn.benchmark,
         "global hooks of torch modules": sum(_entries(name) for name in _GLOBAL_HOOKS),
-        "the working directory": os.getcwd(),
     }
 
 
@@ -50,20 +42,12 @@ def _entries(name: str) -> int:
 
 def restore(old: dict[str, Any]) -> None:
     """Put the settings back."""
-    torch.set_grad_enabled(old["torch.is_grad_enabled()"])
-    torch.set_default_dtype(old["torch.get_default_dtype()"])
-    torch.set_num_threads(old["torch.get_num_threads()"])
-    torch.use_deterministic_algorithms(old["torch.are_deterministic_algorithms_enabled()"], warn_only=True)
-    torch.autograd.set_detect_anomaly(old["torch.is_anomaly_enabled()"])
-    torch.set_float32_matmul_precision(old["torch.get_float32_matmul_precision()"])
-    torch.set_autocast_enabled("cpu", old["autocast on the CPU"])
-    torch.backends.cudnn.benchmark = old["torch.backends.cudnn.benchmark"]
+    engine.put_back(old)
     if old["global hooks of torch modules"] == 0:
         for name in _GLOBAL_HOOKS:
             hooks = getattr(_modules, name)
             if hasattr(hooks, "clear"):
                 hooks.clear()
-    os.chdir(old["the working directory"])
 
 
 @contextmanager
