@@ -7,6 +7,8 @@ from matrices import DIGITS, RECIPE, STUDENT, TEACHER, write_matrix
 
 from kdbench.api import cache_dir
 from kdbench.engine.data.views import CropFlip
+from kdbench.hooks import Job
+from kdbench.launch.gangs import arrange
 from kdbench.launch.plan import Planner
 from kdbench.launch.teacher_plan import describe, views_of
 from kdbench.matrix import load_matrix
@@ -142,3 +144,13 @@ def test_hint_counts_forwards_that_a_gang_shares_once(make_plan):
     shared = describe(cells, (), gangs)
     assert shared[0] == "teacher online in 80 cell(s) (kd, dkd; 80 in gangs): recipe.teacher_cache is off"
     assert "in place of 1,104,000" in shared[1]
+
+
+def test_cells_that_read_a_table_form_no_gang(make_plan):
+    plan = make_plan(methods=["kd", "dkd", "at", "sp"], recipe=CACHED)
+    students = [c for c in plan.cells if c.file.teachers]
+    jobs = [Job(cell_id=c.id, folder=c.folder, label=c.file.method) for c in students]
+    arranged = arrange(jobs, {c.id: c.file for c in students}, 8, 1)
+    assert sorted(len(j.gang) for j in arranged) == [0, 0, 2]
+    (gang,) = [j.gang for j in arranged if j.gang]
+    assert {j.label for j in gang} == {"at", "sp"}
