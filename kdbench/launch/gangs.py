@@ -47,12 +47,13 @@ def arrange(jobs: Sequence[Job], cells: Mapping[str, CellFile], wish: Wish, work
     if limit < 2:
         return list(jobs)
     waited_for = {cell for j in jobs for cell in j.after}
-    free = [j for j in jobs if j.cell_id not in waited_for]
+    alone = waited_for | {j.cell_id for j in jobs if cells[j.cell_id].only_speed}
+    free = [j for j in jobs if j.cell_id not in alone]
     groups = _groups(free, cells)
     sizes = range(1, limit + 1) if wish == "auto" else [limit]
     plans = [[_job(part, cells) for group in groups for part in _parts(group, n)] for n in sizes]
     best = min(plans, key=lambda plan: _end(plan, workers))
-    return [*(j for j in jobs if j.cell_id in waited_for), *best]
+    return [*(j for j in jobs if j.cell_id in alone), *best]
 
 
 def told(arranged: Sequence[Job], total: int) -> str | None:
@@ -73,7 +74,9 @@ def _groups(jobs: Sequence[Job], cells: Mapping[str, CellFile]) -> list[list[Job
     by_data: dict[str, dict[str, list[Job]]] = {}
     for job in jobs:
         cell = cells[job.cell_id]
-        teacher = _text(cell.teachers[0].model_dump()) if cell.teachers else ""
+        # who reads its teacher from a table asks it rarely or never
+        asks = cell.teachers and cell.teacher_cache is None
+        teacher = _text(cell.teachers[0].model_dump()) if asks else ""
         by_data.setdefault(_data(cell), {}).setdefault(teacher, []).append(job)
     out: list[list[Job]] = []
     for teachers in by_data.values():
