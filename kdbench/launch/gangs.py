@@ -14,6 +14,9 @@ from kdbench.hooks import Job
 #: Most cells of a gang: the teacher's share of each shrinks with their number, the memory grows with it.
 MOST = 8
 
+#: What making batches of a stream costs beside a student's step; those of a resident set cost nearly nothing.
+STREAM = 0.5
+
 Wish = Literal["auto", "off"] | int
 
 
@@ -109,12 +112,18 @@ def _parts(group: Sequence[Job], most: int) -> list[list[Job]]:
 
 
 def _job(part: Sequence[Job], cells: Mapping[str, CellFile]) -> Job:
-    """Return the job of a part: it costs what its students do, and the teachers of one of them."""
+    """Return the job of a part: it costs what its students do, and teachers and batches of one of them."""
     job = gang_of(part)
     if not job.gang:
         return job
-    teaching = [j.cost * (1 - 1 / (1 + len(cells[j.cell_id].teachers))) for j in part]
-    return replace(job, cost=sum(j.cost for j in part) - sum(teaching) + max(teaching))
+    common = [j.cost * _common(cells[j.cell_id]) for j in part]
+    return replace(job, cost=sum(j.cost for j in part) - sum(common) + max(common))
+
+
+def _common(cell: CellFile) -> float:
+    """Return the share of a cell's cost that one can bear for several, with a student's part as the unit."""
+    units = len(cell.teachers) + (STREAM if cell.dataset.storage == "stream" else 0.0)
+    return units / (1.0 + units)
 
 
 def _end(jobs: Sequence[Job], workers: int) -> float:
