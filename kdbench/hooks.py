@@ -54,9 +54,10 @@ class Needs:
         min_batch: smallest batch on which the loss is defined.
         min_classes: smallest number of classes on which the loss is defined.
         capabilities: task capabilities, e.g. ``"distillable"``, ``"supervised"``, ``"features"``.
-        reads: what is used of a teacher: its ``"logits"``, ``"pooled"`` (logits and pooled features), or
-            ``"features"`` (anything; the default). The first two can come from a table of all views, where the
-            recipe asks for one; then nothing else may be used of what ``run.teach`` gives for training images.
+        reads: what is used of what ``run.teach`` gives for training images: ``"logits"``; ``"pooled"``, logits and
+            pooled features; ``"taps"``, features at taps only; or ``"all"``, anything. With the first two a
+            teacher's outputs can come from a table of all views, where the recipe asks for one; with ``"taps"``
+            its forward stops at the last tap.
     """
 
     teachers: int = 1
@@ -72,7 +73,7 @@ class Needs:
     min_batch: int = 1
     min_classes: int = 2
     capabilities: frozenset[str] = frozenset()
-    reads: Literal["logits", "pooled", "features"] = "features"
+    reads: Literal["taps", "logits", "pooled", "all"] = "all"
 
     def describe(self, given: Collection[str] = ()) -> list[str]:
         """Return the needs that go beyond one teacher, real data and labels, as short phrases.
@@ -246,7 +247,8 @@ class Launcher(Protocol):
 class Sink(Protocol):
     """Mirrors finished records; idempotent by cell id. May raise: the run goes on and `kdbench sync` repairs.
 
-    A sink may also have ``annotate(cell_id, metrics)``, which gets what only the whole matrix can tell.
+    A sink may also have ``annotate(cell_id, metrics)``, which gets what only the whole matrix can tell, and a
+    static ``prepare()``, called in a thread before :meth:`open`, to import what takes long.
     """
 
     def open(self, matrix: Mapping[str, Any], *, uri: str | None = None) -> None: ...

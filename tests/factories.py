@@ -210,3 +210,49 @@ def write_run(folder: Path, records: list[dict[str, Any]], *, name: str = "quick
             (cell / "curves.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "matrix.json").write_text(json.dumps({"name": name, "title": "Test matrix", "protocol": 1}))
     return folder
+
+
+def make_speed_row(**overrides: Any) -> dict[str, Any]:
+    """Return one speed of a record's ``speeds``: inference of 64 images, 1,000 a second."""
+    row = {
+        "model": "small",
+        "mode": "infer",
+        "precision": "fp32",
+        "batch_size": 64,
+        "images_per_s": 1000.0,
+        "step_ms": 64.0,
+        "iqr_ratio": 0.01,
+        "latency_ms_p50": 65.0,
+        "latency_ms_p95": 70.0,
+        "rounds": 5,
+        "calls": 1,
+        "drift_percent": 0.5,
+        "peak_memory_mb": 100.0,
+        "params": 40_000,
+        "macs": 2_000_000,
+        "activations": 10_000,
+        "samples_ms": [63.8, 63.9, 64.0, 64.1, 64.2],
+    }
+    return row | overrides
+
+
+def make_speed_record(
+    student: str = "small", rows: list[dict[str, Any]] | None = None, *, seed: int = 0, **environment: Any
+) -> dict[str, Any]:
+    """Return the record of a cell that measures speed only."""
+    record = make_record(
+        method="plain",
+        teacher=None,
+        student=student,
+        seed=seed,
+        environment={"device": "cpu", "threads": 1, **environment},
+    )
+    record["speeds"] = [{**row, "model": student} for row in (rows or [make_speed_row()])]
+    record["cost"], record["throughput"] = None, {}
+    record["deployables"]["student"].update(last={}, best_val=None, best_test=None)
+    record["identity"] = {
+        **record["identity"],
+        "throughput": {"only": True, "place": sorted(environment.items())},
+    }
+    record["cell_id"] = cell_id(record["identity"])
+    return record

@@ -63,7 +63,8 @@ def prepare(
             )
     if data_only:
         return
-    plan = Planner(registry, loaded, RunFolder(runs / loaded.matrix.name), settings.disable).plan(only)
+    folder = RunFolder(runs / loaded.matrix.name)
+    plan = Planner(registry, loaded, folder, settings.disable, device).plan(only)
     options = Options(workers=workers, device=device, sinks=("none",), only_teachers=True)
     session = Session(registry, plan, options, make_progress())
     cells = session.open_cells()

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
     "--workers", type=click.IntRange(min=1), help="Cells at a time (default: one per core, or GPU)."
 )
 @click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads of each worker on the CPU (default: 1; results of other numbers may differ in the last bits).",
+)
+@click.option(
+    "--slots-per-gpu",
+    "slots",
+    metavar="auto|N",
+    callback=lambda ctx, param, value: _slots(value),
+    help="Cells at a time on each GPU; auto: as many as pay (default: as the matrix says).",
+)
+@click.option(
     "--gang",
     metavar="auto|off|N",
     callback=lambda ctx, param, value: _gang(value),
@@ -75,6 +87,8 @@ def run_matrix(
     dry_run: bool,
     rerun: str | None,
     workers: int | None,
+    threads: int | None,
+    slots: Any,
     gang: Any,
     device: str,
     launcher: str,
@@ -98,7 +112,7 @@ def run_matrix(
         registry.get(kind, name)
     loaded = load_matrix(matrix, sets=sets)
     folder = RunFolder(runs / loaded.matrix.name)
-    plan = Planner(registry, loaded, folder, settings.disable).plan(only)
+    plan = Planner(registry, loaded, folder, settings.disable, device).plan(only)
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     options = Options(
@@ -110,12 +124,16 @@ def run_matrix(
         rerun=rerun,
         disable=tuple(settings.disable),
         gang=gang,
+        threads=threads,
+        slots_per_gpu=slots,
     )
     session = Session(registry, plan, options, make_progress())
     if dry_run:
         _print_plan(plan, session.open_cells())
         for line in session.sharing():
             click.echo(line)
+        if session.open_cells():
+            click.echo(session.expected())
         return
     stale = sum(c.stale for c in plan.cells)
     if stale and rerun not in ("changed", "all"):
@@ -142,6 +160,17 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _slots(value: str | None) -> Any:
+    if value is None or value == "auto":
+        return value
+    if value.isdigit() and 1 <= int(value) <= 16:
+        return int(value)
+    from kdbench.errors import KdbenchError, did_you_mean
+
+    near = did_you_mean(value, ["auto"])
+    raise KdbenchError(f"--slots-per-gpu {value}: expected auto or a number of cells from 1 to 16{near}")
 
 
 def _gang(value: str | None) -> Any:
@@ -210,7 +239,10 @@ def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     board = plan.run.path / "board"
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
     build_board(records, board, title=title, description=plan.matrix.matrix.description)
-    _print_table(plan)
+    if all(cell.file.only_speed for cell in plan.cells):
+        _print_speeds(plan)
+    else:
+        _print_table(plan)
     _print_failures(plan)
     click.echo(_counts(plan))
     _point(plan, sinks)
@@ -228,6 +260,18 @@ def _print_failures(plan: Plan) -> None:
         failed = failed or cell.status != "not_applicable"
     if failed:
         click.echo("--rerun failed runs them again")
+
+
+def _print_speeds(plan: Plan) -> None:
+    from kdbench.cli._table import print_table
+    from kdbench.cli.throughput import COLUMNS, speed_cells
+    from kdbench.results.store import read_record
+
+    rows = []
+    for cell in plan.cells:
+        if cell.status == "done":
+            rows += [speed_cells(row) for row in read_record(cell.folder / "result.json").speeds]
+    print_table(COLUMNS, rows, title=f"{plan.matrix.matrix.name}: speed of untrained networks")
 
 
 def _print_table(plan: Plan) -> None:

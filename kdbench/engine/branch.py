@@ -40,9 +40,7 @@ class BranchHandle(NetHandle):
                 logits = self._shell(feat)
         finally:
             self._inject.value = None
-        feats = Feats(
-            {t: deliver(self.net, s, t.fmt, raw[s.module, s.nth, s.side]) for t, s in self._wanted.items()}
-        )
+        feats = Feats({t: deliver(self.net, s, t.fmt, raw[s.key]) for t, s in self._wanted.items()})
         feats.owner = self._owner
         return Out(logits, feats, pooled[0].flatten(1) if pooled else None)
 

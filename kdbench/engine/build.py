@@ -233,4 +233,5 @@ def data_context(
         limit_train=cell.dataset.limit_train,
         limit_test=cell.dataset.limit_test,
         views=views,
+        workers=cell.loaders,
     )

@@ -49,8 +49,12 @@ class Hooks:
         """Polled after every step."""
         return False
 
+    def wanted(self) -> bool:
+        """Polled after every step: whether another process waits for this one to pause, so that it can measure."""
+        return False
+
     def gate(self) -> None:
-        """Before an epoch: wait while another process measures."""
+        """Before an epoch, and when it is wanted: wait while another process measures."""
 
     def alone(self) -> Any:
         """Return a context in which no other process of the run trains."""
@@ -78,9 +82,9 @@ class CellTrainer:
         self.device = torch.device(self.cell.device)
         self.warnings: list[str] = []
         self.teacher_refs: list[TeacherRef] = []
-        self._fill_s = 0.0
         #: None until the cell is set up
         self.loop: Loop | None = None
+        self._fill_s = 0.0
         self._started = now()
 
     def run(self) -> Record:
@@ -109,6 +113,7 @@ class CellTrainer:
                 on_epoch=self._on_epoch,
                 should_stop=self.hooks.should_stop,
                 gate=self.hooks.gate,
+                wanted=self.hooks.wanted,
                 keep=lambda epochs: self._keep_route(run, epochs),
                 clock=clock,
             )
@@ -333,10 +338,10 @@ class CellTrainer:
             steps=at.global_step,
             device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s) / 3600,
             peak_memory_mb=None if self.sharing.several else peak_memory_mb(self.device),
+            shared_s=at.shared_s or None,
             fill_s=at.fill_s if self.cell.teacher_cache else None,
             cached_forwards=at.answered if self.cell.teacher_cache else None,
             online_forwards=at.taught - at.answered if self.cell.teacher_cache else None,
-            shared_s=at.shared_s or None,
             attempts=at.attempts,
         )
 

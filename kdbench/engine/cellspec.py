@@ -50,10 +50,15 @@ class Data(_Part):
 
 
 class Timing(_Part):
-    """How deployables are timed."""
+    """How deployables are timed, or, where `only` is set, an untrained network: then all fields count."""
 
-    batch_sizes: list[int]
+    batch_sizes: list[int | Literal["auto"]]
     rounds: int
+    only: bool = False
+    modes: list[Literal["infer", "train"]] = Field(default_factory=lambda: ["infer"])
+    precisions: list[Literal["fp32", "tf32", "bf16", "fp16"]] = Field(default_factory=lambda: ["fp32"])
+    channels_last: bool = False
+    max_seconds: float = 10.0
 
 
 class CellFile(_Part):
@@ -82,7 +87,20 @@ class CellFile(_Part):
     throughput: Timing | None = None
     device: str = "cpu"
     threads: int | None = None
+    #: processes that read a streaming data set; None: as many as a cell alone on the machine would take
+    loaders: int | None = None
     disable_plugins: list[str] = Field(default_factory=list)
+
+    @property
+    def only_speed(self) -> bool:
+        """Whether nothing is trained: the cell measures the untrained student."""
+        return self.throughput is not None and self.throughput.only
+
+    @property
+    def precisions(self) -> list[str]:
+        """The precisions in which its networks run."""
+        only = self.throughput.precisions if self.throughput is not None and self.only_speed else None
+        return [self.recipe.precision] if only is None else list(only)
 
     @field_serializer("recipe")
     def _as_written(self, recipe: Recipe) -> dict[str, Any]:

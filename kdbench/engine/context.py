@@ -14,10 +14,11 @@ from kdbench.engine.batchnorm import batch_statistics
 from kdbench.engine.branch import branch
 from kdbench.engine.contract import check_total
 from kdbench.engine.divergence import Terms
-from kdbench.engine.handle import NetHandle
+from kdbench.engine.handle import Captured, NetHandle
 from kdbench.engine.optim import Driven
 from kdbench.engine.precision import Precision
 from kdbench.engine.seeds import seeded
+from kdbench.engine.taps import Site
 from kdbench.hooks import Needs
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.recipe import Recipe
@@ -60,8 +61,9 @@ class CellRun:
         self.terms = Terms(device)
         self._build_student, self._build_assistant = build_student, build_assistant
         self._labels: Tensor | None = None
-        #: answers for the teachers where others may know what they say: a gang, or a table
-        self.lookup: Callable[[NetHandle, Tensor, Sequence[Tap] | None], Out] | None = None
+        #: answers for the teachers, or None where it does not know; see :mod:`kdbench.engine.forwards` and
+        #: :mod:`kdbench.engine.teacher_cache`
+        self.lookup: Callable[[NetHandle, Tensor, tuple[Site, ...], bool], Captured | None] | None = None
         #: the batch of the step
         self.batch: Batch | None = None
         #: calls of `teach` in this epoch, and those that a table answered
@@ -92,6 +94,8 @@ class CellRun:
         """End of setup: no further students or taps."""
         for handle in self.handles():
             handle.locked = True
+        for handle in self.teachers:
+            handle.frozen.mark()
 
     def new_student(
         self, name: str, *, share: Literal["none", "all_but_last"] = "none", seed: int = 0
@@ -140,15 +144,23 @@ class CellRun:
         grad: bool = False,
         bn: Literal["eval", "batch"] | None = None,
         taps: Sequence[Tap] | None = None,
+        head: bool | None = None,
     ) -> Out:
         self.taught += 1
         by_batch = (bn or self.teacher_bn) == "batch"
-        if self.lookup is not None and not grad and not by_batch:
-            with torch.no_grad():
-                return self.lookup(handle, x, taps)
-        mode = batch_statistics(handle.net) if by_batch else nullcontext()
-        with mode, nullcontext() if grad else torch.no_grad():
-            return handle(x, taps)
+        if head is None:
+            head = self.needs is None or self.needs.reads != "taps"
+        sites = handle.sites(taps)
+        if grad or by_batch:
+            mode = batch_statistics(handle.net) if by_batch else nullcontext()
+            with mode, nullcontext() if grad else torch.no_grad():
+                return handle.assemble(handle.capture(x, sites.values(), head=head), sites)
+        with torch.no_grad():
+            got = None if self.lookup is None else self.lookup(handle, x, tuple(sites.values()), head)
+            if got is None:
+                frozen = any(teacher is handle for teacher in self.teachers)
+                got = handle.capture(x, sites.values(), frozen=frozen, head=head)
+        return handle.assemble(got, sites)
 
     def optimize(self, loss: Tensor, *names: str, retain_graph: bool = False) -> None:
         unknown = [n for n in names if n not in self.optimizers]

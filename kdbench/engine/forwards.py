@@ -59,6 +59,14 @@ class Seal:
         return out
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What a cell reads on a teacher: sites, and whether logits or pooled features too."""
+
+    sites: tuple[Site, ...]
+    head: bool
+
+
 @dataclass
 class _Entry:
     got: Captured
@@ -73,15 +81,15 @@ class Forwards:
     unseen, never gets to another.
 
     Args:
-        wanted: returns the sites that the cells of the gang read on a teacher, by its digest.
+        wanted: returns what each cell of the gang reads on a teacher, by its digest.
     """
 
-    wanted: Callable[[str], Iterable[Site]]
+    wanted: Callable[[str], Iterable[Wish]]
     _step: Hashable = None
     _known: dict[Hashable, _Entry] = field(default_factory=dict)
     _teachers: dict[str, NetHandle] = field(default_factory=dict)
     #: what was asked for at the call, beyond what was wanted in setup, by teacher
-    _asked: dict[str, dict[Hashable, Site]] = field(default_factory=dict)
+    _asked: dict[tuple[str, bool], dict[Hashable, Site]] = field(default_factory=dict)
     #: teachers whose forward does more than compute: it draws random numbers, or writes into its input
     _impure: set[str] = field(default_factory=set)
 
@@ -103,40 +111,48 @@ class Forwards:
         """Return whether one forward of the teacher can stand for another."""
         return digest in self._teachers and digest not in self._impure
 
-    def ask(
-        self, digest: str, step: Hashable, view: str, x: Tensor, sites: Iterable[Site]
-    ) -> tuple[Captured, float]:
+    def ask(self, digest: str, step: Hashable, view: str, x: Tensor, wish: Wish) -> tuple[Captured, float]:
         """Return a copy of what a teacher gives for images that are view `view` of the batch of `step`.
 
-        The second value is what the forward took, in seconds, if it was made for another cell; else 0.
+        The second value is what the forward took, in seconds, if it was made for another cell; else 0. Cells
+        whose sites the copy with folded BatchNorm cannot serve have a forward of their own, as they have alone.
         """
         if step != self._step:
             self._step = step
             self._known.clear()
-        key = (digest, view, *_autocast(x.device))
-        needed = {s.key: s for s in sites}
+        teacher = self._teachers[digest]
+        folded = teacher.frozen.net(wish.sites) is not None
+        key = (digest, view, folded, *_autocast(x.device))
+        needed = {s.key: s for s in wish.sites}
         entry = self._known.get(key)
-        if entry is None or not needed.keys() <= entry.got.raw.keys():
-            asked = self._asked.setdefault(digest, {})
-            wanted = {s.key: s for s in self.wanted(digest)}
+        if entry is None or not _covers(entry.got, needed, wish.head):
+            alike = [w for w in self.wanted(digest) if (teacher.frozen.net(w.sites) is not None) == folded]
+            wanted = {s.key: s for w in alike for s in w.sites}
+            asked = self._asked.setdefault((digest, folded), {})
             asked |= {k: site for k, site in needed.items() if k not in wanted}
-            every = wanted | asked
-            got, seconds, pure = _forward(self._teachers[digest], x, every)
+            head = wish.head or any(w.head for w in alike)
+            got, seconds, pure = _forward(teacher, x, wanted | asked, head)
             if not pure:
                 self._impure.add(digest)
-                return got, 0.0
+                return _copy(got, needed, wish.head), 0.0
             entry = self._known[key] = _Entry(got, seconds)
             given = 0.0
         else:
             given = entry.seconds
-        return _copy(entry.got, needed), given
+        return _copy(entry.got, needed, wish.head), given
 
 
-def _forward(handle: NetHandle, x: Tensor, sites: Mapping[Hashable, Site]) -> tuple[Captured, float, bool]:
+def _covers(got: Captured, needed: Mapping[tuple[str, int, str], Site], head: bool) -> bool:
+    return needed.keys() <= got.raw.keys() and (got.logits is not None or not head)
+
+
+def _forward(
+    handle: NetHandle, x: Tensor, sites: Mapping[Hashable, Site], head: bool
+) -> tuple[Captured, float, bool]:
     version, random = x._version, _random(x.device)
     wait(x.device)
     began = time.perf_counter()
-    got = handle.capture(x, sites.values())
+    got = handle.capture(x, sites.values(), frozen=True, head=head)
     wait(x.device)
     seconds = time.perf_counter() - began
     tensors = [t for t in (got.logits, got.pooled, *got.raw.values()) if t is not None]
@@ -145,10 +161,14 @@ def _forward(handle: NetHandle, x: Tensor, sites: Mapping[Hashable, Site]) -> tu
     return got, seconds, apart and same and x._version == version
 
 
-def _copy(got: Captured, needed: Mapping[tuple[str, int, str], Site]) -> Captured:
+def _copy(got: Captured, needed: Mapping[tuple[str, int, str], Site], head: bool) -> Captured:
+    """Return copies of what a cell asked for; without `head` and with sites there is nothing of the head."""
     twin = Twins()
     raw = {key: twin(got.raw[key]) for key in needed}
-    return Captured(twin(got.logits), raw, None if got.pooled is None else twin(got.pooled))
+    if not head and needed:
+        return Captured(None, raw, None)
+    logits, pooled = (None if t is None else twin(t) for t in (got.logits, got.pooled))
+    return Captured(logits, raw, pooled)
 
 
 def _autocast(device: torch.device) -> tuple[bool, torch.dtype]:

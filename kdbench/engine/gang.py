@@ -25,14 +25,13 @@ from kdbench.engine.clock import TurnClock
 from kdbench.engine.context import CellRun
 from kdbench.engine.data.context import DataContext
 from kdbench.engine.exchange import Common, Exchange, Hand, Position, SharedContext
-from kdbench.engine.forwards import Forwards, Seal
-from kdbench.engine.handle import NetHandle
+from kdbench.engine.forwards import Forwards, Seal, Wish
+from kdbench.engine.handle import Captured, NetHandle
 from kdbench.engine.settings import put_back, settings
 from kdbench.engine.sharing import Alone
 from kdbench.engine.taps import Site
 from kdbench.measure.footprint import peak_bytes, reset_peak, used_bytes
 from kdbench.measure.memory import free_bytes
-from kdbench.protocol.types import Out, Tap
 from kdbench.registry import Registry
 
 _OF_A_BLOCK = ("torch.is_grad_enabled()", "autocast on the CPU")
@@ -52,6 +51,7 @@ class Member(Common, Alone):
         self.hand.at, self.hand.plain = self.position, self.plain
         self.teachers: list[tuple[NetHandle, Any]] = []
         self.turns: Generator[None, None, Any] = self.trainer.turns()
+        self._run: CellRun | None = None
         self._random: tuple[Any, ...] | None = None
         self._settings = gang.settings
 
@@ -79,27 +79,33 @@ class Member(Common, Alone):
         for handle, seal in self.teachers:
             if gang.left > 1:
                 gang.forwards.adopt(handle, seal.digest)
+        self._run = run
         run.lookup = self.lookup
 
-    def lookup(self, handle: NetHandle, x: Tensor, taps: Sequence[Tap] | None) -> Out:
-        """Return what a teacher gives for `x`, from the gang if it can know."""
+    def lookup(self, handle: NetHandle, x: Tensor, sites: tuple[Site, ...], head: bool) -> Captured | None:
+        """Return what a teacher gives for `x`, or None where the gang cannot know."""
         forwards = self._gang.forwards
         found = self.hand.find(x)
         seal = next((s for h, s in self.teachers if h is handle), None)
         if found is None or seal is None or self._gang.left < 2:
-            return handle(x, taps)
+            return None
         if not (forwards.shareable(seal.digest) and self.plain() and seal.holds()):
-            return handle(x, taps)
-        sites = handle.sites(taps)
-        got, seconds = forwards.ask(seal.digest, *found, x, sites.values())
+            return None
+        got, seconds = forwards.ask(seal.digest, *found, x, Wish(sites, head or not sites))
         self.clock.charge(seconds)
-        return handle.assemble(got, sites)
+        return got
 
-    def wanted(self, digest: str) -> Iterator[Site]:
+    def wanted(self, digest: str) -> Iterator[Wish]:
         """Return what the cell reads on a teacher."""
         for handle, seal in self.teachers:
             if seal.digest == digest:
-                yield from handle.sites().values()
+                yield Wish(tuple(handle.sites().values()), self.head)
+
+    @property
+    def head(self) -> bool:
+        """Whether the method reads what the teacher's head gives."""
+        needs = None if self._run is None else self._run.needs
+        return needs is None or needs.reads != "taps"
 
     def resume(self) -> None:
         """Put the cell's global state in place; its turn begins."""
@@ -216,8 +222,8 @@ class Gang:
         if self.left < 2:
             self.forwards.clear()
 
-    def _wanted(self, digest: str) -> Iterable[Site]:
-        return [site for member in self._live for site in member.wanted(digest)]
+    def _wanted(self, digest: str) -> Iterable[Wish]:
+        return [wish for member in self._live for wish in member.wanted(digest)]
 
 
 def _behind(member: Member) -> Position:

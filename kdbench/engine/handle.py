@@ -11,19 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.frozen import Frozen
 from kdbench.engine.normalise import Normalisation
 from kdbench.engine.taps import Site, deliver, feature_info, resolution_stages, resolve
 from kdbench.engine.trace import Trace, is_batchnorm, trace
-from kdbench.protocol.types import Feats, NotApplicable, Out, Tap
+from kdbench.protocol.types import NO_HEAD, Feats, NotApplicable, Out, Tap
 
 
 @dataclass
 class Captured:
-    """What one forward pass gave: logits, raw values by :attr:`Site.key`, the input of the classifier."""
+    """What one forward pass gave: logits, raw values by :attr:`Site.key`, the input of the classifier.
 
-    logits: Tensor
+    Logits are None where the pass ended at the last site. `kind` is what a method gets.
+    """
+
+    logits: Tensor | None
     raw: dict[tuple[str, int, str], Tensor]
     pooled: Tensor | None
+    kind: type[Out] = Out
+
+
+class _Enough(Exception):
+    """Every site was read."""
 
 
 class NetHandle:
@@ -44,6 +53,9 @@ class NetHandle:
         self.locked = False
         self.stages = resolution_stages(feature_info(net))
         self.classifier = self._find_classifier()
+        paths = [path for path, m in net.named_modules() if m is self.classifier]
+        self._classifier_path = paths[0] if paths else None
+        self.frozen = Frozen(net, self._size, device)
         self.num_features = 0 if self.classifier is None else self._pooled_width()
         #: what the network's weights expect, where its input is converted to it
         self.normalisation: Normalisation | None = None
@@ -56,19 +68,33 @@ class NetHandle:
         """Return where the taps are read; None: all that were wanted."""
         return self._wanted if taps is None else {t: self._site(t) for t in taps}
 
-    def capture(self, x: Tensor, sites: Iterable[Site]) -> Captured:
-        """Forward `x` and keep what the network gives at the sites."""
+    def capture(
+        self, x: Tensor, sites: Iterable[Site], *, frozen: bool = False, head: bool = True
+    ) -> Captured:
+        """Forward `x` and keep what the network gives at the sites.
+
+        Args:
+            frozen: run a copy of the network that is made for passes without gradient, where it serves.
+            head: go on to the logits; else stop at the last site.
+        """
+        sites = tuple(sites)
+        net = (self.frozen.net(sites) if frozen else None) or self.net
         raw: dict[tuple[str, int, str], Tensor] = {}
         pooled: list[Tensor] = []
-        with self._hooked(sites, raw, pooled):
-            logits = self.net(x)
+        logits = None
+        with self._hooked(sites, raw, pooled, net, stop=not head and bool(sites)):
+            try:
+                logits = net(x)
+            except _Enough:
+                pooled.clear()
         return Captured(logits, raw, pooled[0] if pooled else None)
 
     def assemble(self, got: Captured, sites: Mapping[Tap, Site]) -> Out:
         """Turn what was kept into the formats that the taps ask for."""
         feats = Feats({t: deliver(self.net, s, t.fmt, got.raw[s.key]) for t, s in sites.items()})
         feats.owner = self._owner
-        return Out(got.logits, feats, None if got.pooled is None else got.pooled.flatten(1))
+        logits: Any = NO_HEAD if got.logits is None else got.logits
+        return got.kind(logits, feats, None if got.pooled is None else got.pooled.flatten(1))
 
     def duplicate(self) -> NetHandle:
         """Return a handle of a copy of the network: equal weights, modes and input, and nobody else's."""
@@ -77,6 +103,15 @@ class NetHandle:
             self.name, copy.deepcopy(self.net), image_size=size, in_chans=channels, device=self._device
         )
         made.normalisation = self.normalisation
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NetHandle:
+        """Copy the network and its taps for a deployable that holds a handle: not the run behind it."""
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        left_out = {"_batches": None, "_aux": [], "_trace": None}
+        for key, value in vars(self).items():
+            setattr(made, key, left_out[key] if key in left_out else copy.deepcopy(value, memo))
         return made
 
     @property
@@ -155,6 +190,12 @@ class NetHandle:
             module = module[0]
         return None if module is None or isinstance(module, nn.Identity) else module
 
+    def _classifier_of(self, net: nn.Module) -> nn.Module | None:
+        """Return the classifier of a network that has this one's modules or copies of them."""
+        if net is self.net or self._classifier_path is None:
+            return self.classifier
+        return net.get_submodule(self._classifier_path)
+
     def _pooled_width(self) -> int:
         module = self.classifier
         for attribute in ("in_features", "in_channels"):
@@ -170,22 +211,27 @@ class NetHandle:
         raw: dict[tuple[str, int, str], Tensor],
         pooled: list[Tensor],
         net: nn.Module | None = None,
+        *,
+        stop: bool = False,
     ) -> Iterator[None]:
         net = self.net if net is None else net
         handles: list[Any] = []
         by_module: dict[str, list[Site]] = {}
-        for site in dict.fromkeys(sites):
+        distinct = dict.fromkeys(sites)
+        for site in distinct:
             by_module.setdefault(site.module, []).append(site)
+        enough = len({site.key for site in distinct}) if stop else None
+        classifier = self._classifier_of(net)
         try:
             for path, here in by_module.items():
-                handles += _watch(net.get_submodule(path), here, raw)
-            if self.classifier is not None:
+                handles += _watch(net.get_submodule(path), here, raw, enough)
+            if classifier is not None:
 
                 def keep(module: nn.Module, args: Any) -> None:
                     if args and args[0].dim() in (2, 4):
                         pooled.append(args[0])
 
-                handles.append(self.classifier.register_forward_pre_hook(keep))
+                handles.append(classifier.register_forward_pre_hook(keep))
             yield
         finally:
             for handle in handles:
@@ -202,7 +248,12 @@ def _owner(name: str) -> str:
     return f"handle '{name}'"
 
 
-def _watch(module: nn.Module, sites: Sequence[Site], raw: dict[tuple[str, int, str], Tensor]) -> list[Any]:
+def _watch(
+    module: nn.Module,
+    sites: Sequence[Site],
+    raw: dict[tuple[str, int, str], Tensor],
+    enough: int | None = None,
+) -> list[Any]:
     calls = {"input": 0, "output": 0}
 
     def keep(side: str, value: Tensor) -> None:
@@ -210,7 +261,9 @@ def _watch(module: nn.Module, sites: Sequence[Site], raw: dict[tuple[str, int, s
         calls[side] += 1
         for site in sites:
             if site.side == side and site.nth == nth:
-                raw[site.module, nth, side] = value.clone() if site.clone else value
+                raw[site.key] = value.clone() if site.clone else value
+        if len(raw) == enough:
+            raise _Enough
 
     return [
         module.register_forward_pre_hook(lambda m, args: keep("input", args[0])),

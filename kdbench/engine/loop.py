@@ -40,10 +40,10 @@ class Progress:
     eval_s: float = 0.0
     log_s: float = 0.0
     setup_s: float = 0.0
+    shared_s: float = 0.0
     fill_s: float = 0.0
     taught: int = 0
     answered: int = 0
-    shared_s: float = 0.0
     epoch_s: float = 0.0
     epoch_images: int = 0
     attempts: int = 1
@@ -64,6 +64,7 @@ class Loop:
         on_epoch: gets each epoch's row (for curves and live progress).
         should_stop: polled after every step; true ends the run with :class:`Interrupted`.
         gate: called before each epoch; may wait (for another process that measures alone).
+        wanted: polled after every step; true stops the clock and calls `gate` before the next one.
         keep: called with (number of epochs done over the run) after each epoch; saves route checkpoints.
         clock: gives the time in seconds.
     """
@@ -78,12 +79,13 @@ class Loop:
         on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
         should_stop: Callable[[], bool] = lambda: False,
         gate: Callable[[], None] = lambda: None,
+        wanted: Callable[[], bool] = lambda: False,
         keep: Callable[[int], None] = lambda epochs: None,
         clock: Clock | None = None,
     ) -> None:
         self.run, self.method, self.path = run, method, folder / "checkpoint.safetensors"
         self._evaluate, self._on_epoch, self._should_stop = evaluate, on_epoch, should_stop
-        self._gate, self._keep = gate, keep
+        self._gate, self._wanted, self._keep = gate, wanted, keep
         self._clock = clock or Clock()
         self.phases = checked(method.phases(run))
         self.epochs = epochs_of(self.phases, run.recipe.epochs)
@@ -179,6 +181,10 @@ class Loop:
                 self._count(began, images)
                 self._save()
                 raise Interrupted
+            if self._wanted():
+                self._count(began, images)
+                self._gate()
+                began, images = self._clock(), 0
         self._count(began, images)
 
     def _step(self, step_fn: Any, batch: Batch | None, phase: Phase) -> Mapping[str, torch.Tensor]:
@@ -268,6 +274,7 @@ class Loop:
         self.method.train()
         for handle in self.run.teachers:
             handle.net.eval()
+            handle.frozen.forget()
 
     def _steps(self, phase: Phase) -> int:
         if isinstance(phase.source, bool):
@@ -339,7 +346,7 @@ class Loop:
         run = self.run
         self._restore_nets(state)
         for name, saved in state["optimizers"].items():
-            run.optimizers[name].optimizer.load_state_dict(saved)
+            run.optimizers[name].load(saved)
         if run.precision.scaler.is_enabled():
             run.precision.scaler.load_state_dict(state["scaler"])
         run.terms.restore(state)

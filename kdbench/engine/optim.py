@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdbench.errors import KdbenchError, did_you_mean
@@ -33,6 +35,21 @@ class Driven:
         """Set the learning rate of a step of the phase, for schedules that move per step."""
         if self.schedule is not None:
             self.schedule.step_update(update)
+
+    def align(self) -> None:
+        """Give gradients the strides of their parameters: fused optimizers read both as flat memory."""
+        for p in self.params:
+            if p.grad is not None and not _same_layout(p, p.grad):
+                p.grad = torch.empty_like(p).copy_(p.grad)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take the state of an optimizer of the same kind, whatever the strides in which it was kept."""
+        self.optimizer.load_state_dict(dict(state))
+        for p, kept in self.optimizer.state.items():
+            for key, value in kept.items():
+                like = isinstance(value, Tensor) and value.shape == p.shape
+                if like and not _same_layout(p, value):
+                    kept[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
     @property
     def lr(self) -> float:
@@ -78,6 +95,8 @@ def _build(name: str, opt: Opt, recipe: Recipe, epochs: int, steps: int) -> Driv
     if recipe.filter_bias_and_bn and decay:
         holder = nn.ParameterList(params)
         groups = param_groups_weight_decay(holder, decay)
+    if _fusable(kind, kw, params):
+        kw["fused"] = True
     try:
         optimizer = create_optimizer_v2(groups, opt=kind, lr=lr, weight_decay=decay, **kw)
     except (AssertionError, ValueError, TypeError) as e:
@@ -85,6 +104,25 @@ def _build(name: str, opt: Opt, recipe: Recipe, epochs: int, steps: int) -> Driv
         raise KdbenchError(f"optimizer '{kind}': {e}{near}") from e
     schedule = _schedule(optimizer, recipe, epochs, steps) if opt.schedule == "recipe" else None
     return Driven(optimizer, schedule, params)
+
+
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    if a.stride() == b.stride():
+        return True
+    return all(n == 1 or i == j for n, i, j in zip(a.shape, a.stride(), b.stride(), strict=True))
+
+
+def _fusable(kind: str, kw: Mapping[str, Any], params: Sequence[nn.Parameter]) -> bool:
+    """Return whether torch has one kernel for the whole update of these parameters."""
+    if kw.keys() & {"fused", "foreach", "capturable", "differentiable"}:
+        return False
+    if not all(p.dtype == torch.float32 and p.device.type in ("cpu", "cuda") for p in params):
+        return False
+    try:
+        found = get_optimizer_class(kind, bind_defaults=False)
+    except (AssertionError, ValueError):  # not known, or not here: told where it is made
+        return False
+    return "fused" in inspect.signature(found.__init__).parameters  # type: ignore[misc]
 
 
 def _recipe_arguments(recipe: Recipe) -> dict[str, Any]:

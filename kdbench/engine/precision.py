@@ -14,11 +14,22 @@ from kdbench.engine.optim import Driven
 from kdbench.errors import KdbenchError
 
 
+def automatic(device: str) -> str:
+    """Return what ``precision: auto`` stands for: bf16 where the device has units for it, else fp32."""
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    able = any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+    return "bf16" if able else "fp32"
+
+
 class Precision:
     """``fp32``, ``tf32``, ``bf16`` or ``fp16`` on one device."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
+        if name == "auto":
+            raise KdbenchError("recipe.precision: auto must be settled when cells are planned")
         if name in ("tf32", "fp16") and device.type != "cuda":
             raise KdbenchError(
                 f"recipe.precision: {name} needs a CUDA device; use fp32 or bf16 on {device.type}"
@@ -40,6 +51,7 @@ class Precision:
     def step(self, chosen: Sequence[Driven], clip: float | None) -> None:
         """Unscale, clip and step."""
         for driven in chosen:
+            driven.align()
             if clip is not None:
                 self.scaler.unscale_(driven.optimizer)
                 clip_grad_norm_(driven.params, clip)

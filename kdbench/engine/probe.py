@@ -17,6 +17,7 @@ from kdbench.engine.phases import checked, optimizers_of
 from kdbench.engine.precision import Precision
 from kdbench.engine.seeds import seeded
 from kdbench.engine.teachers import TeacherError, load_checkpoint
+from kdbench.engine.work import step_macs
 from kdbench.errors import KdbenchError
 from kdbench.protocol.dataset import Dataset
 from kdbench.protocol.types import Build, DataInfo, NotApplicable, TaskData
@@ -31,6 +32,7 @@ class Verdict:
         reason: why the cell is not applicable.
         error: bad input (exit code 2).
         teacher_error: whether `error` is about the teacher.
+        macs: multiply-accumulates of a training step, for one image; None where they cannot be counted.
     """
 
     params: dict[str, Any] | None = None
@@ -39,7 +41,7 @@ class Verdict:
     assistants: int = 0
     route: int = 0
     #: what the method uses of its teachers, see :class:`kdbench.hooks.Needs`
-    reads: str = "features"
+    reads: str = "all"
     #: whether the method reads training images, and which further views of them
     real_data: bool = True
     views: list[str] = field(default_factory=list)
@@ -48,6 +50,7 @@ class Verdict:
     reason: str | None = None
     error: str | None = None
     teacher_error: bool = False
+    macs: float | None = None
 
 
 def resolve_method(registry: Registry, name: str, preset: str | None, params: Mapping[str, Any]) -> Verdict:
@@ -110,6 +113,10 @@ def probe(registry: Registry, cell: CellFile, build: Callable[[Registry, Arch], 
             for phase in checked(method.phases(run)):
                 named = optimizers_of(phase, method, run)
                 build_optimizers(named, cell.recipe, epochs=cell.recipe.epochs, steps_per_epoch=1)
+        sources = [source.architecture for source in cell.teachers]
+        nets = [handle.net for handle in run.teachers]
+        teachers = list(zip(sources, nets, strict=True))
+        verdict.macs = step_macs((cell.student, run.student.net), teachers, info)
     except NotApplicable as e:
         verdict.reason = str(e)
     except KdbenchError as e:

@@ -22,8 +22,9 @@ from kdbench.engine.cellspec import CellFile
 from kdbench.engine.checkpoint import weights_bytes
 from kdbench.engine.context import CellRun
 from kdbench.engine.data.every_view import PIXELS, EveryView
-from kdbench.engine.handle import NetHandle
+from kdbench.engine.handle import Captured, NetHandle
 from kdbench.engine.seeds import seeded
+from kdbench.engine.taps import Site
 from kdbench.engine.teacher_table import PART_ROWS, Shape, Table, Tables
 from kdbench.engine.unchanged import Unchanged
 from kdbench.matrix.identity import canonical_json
@@ -70,21 +71,26 @@ class Lookup:
         self,
         run: CellRun,
         known: Mapping[NetHandle, _Known],
-        beyond: Callable[[NetHandle, Tensor, Sequence[Tap] | None], Out],
+        beyond: Callable[[NetHandle, Tensor, tuple[Site, ...], bool], Captured | None] | None,
     ) -> None:
         self._run, self._known, self._beyond = run, known, beyond
 
-    def __call__(self, handle: NetHandle, x: Tensor, taps: Sequence[Tap] | None) -> Out:
+    def __call__(self, handle: NetHandle, x: Tensor, sites: tuple[Site, ...], head: bool) -> Captured | None:
+        got = None if sites else self._read(handle, x)
+        if got is None and self._beyond is not None:
+            return self._beyond(handle, x, sites, head)
+        return got
+
+    def _read(self, handle: NetHandle, x: Tensor) -> Captured | None:
         known, batch = self._known.get(handle), self._run.batch
-        asked = handle.wanted if taps is None else taps
-        if known is None or batch is None or batch.origin is None or asked:
-            return self._beyond(handle, x, taps)
+        if known is None or batch is None or batch.origin is None:
+            return None
         found = batch.origin.find(x)
         if found is None or not known.unchanged((self._run.phase_epochs, self._run.epoch)):
-            return self._beyond(handle, x, taps)
+            return None
         self._run.answered += 1
         out = {name: table.read(*found) for name, table in known.tables.items()}
-        return TableOut(out["logits"], pooled=out.get("pooled"))
+        return Captured(out["logits"], {}, out.get("pooled"), TableOut)
 
 
 class TeacherCache:
@@ -122,7 +128,7 @@ class TeacherCache:
             folder = tables_folder() / table_key(self._cell, k, handle, every, self._run.device)[:32]
             tables = self._ready(Tables(folder, shapes, self._run.device), handle, every, stop)
             known[handle] = _Known(tables, self._seals[handle])
-        self._run.lookup = Lookup(self._run, known, self._run.lookup or (lambda h, x, taps: h(x, taps)))
+        self._run.lookup = Lookup(self._run, known, self._run.lookup)
 
     def _ready(
         self, tables: Tables, handle: NetHandle, every: EveryView, stop: Callable[[], None]
@@ -154,7 +160,7 @@ class TeacherCache:
         out: dict[str, list[Tensor]] = {name: [] for name in names}
         with seeded(0), torch.inference_mode(), self._run.amp():
             for x in every.batches(first, last):
-                got = handle(x, ())
+                got = handle.capture(x, (), frozen=True)
                 values = {"logits": got.logits, "pooled": got.pooled}
                 for name in names:
                     value = values[name]

@@ -118,9 +118,13 @@ class _GangHooks(WorkerHooks):
     ) -> None:
         self._log, self._process = folder / "log.txt", process
         self._cell_id, self._report, self._stop = cell_id, report, stop
+        self._device = process._device
 
     def enter(self) -> None:
         redirect(self._log)
+
+    def wanted(self) -> bool:
+        return self._process.wanted()
 
     def gate(self) -> None:
         self._process.gate()

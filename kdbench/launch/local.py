@@ -13,11 +13,15 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.hooks import Job
+from kdbench.launch.aside import put_aside
 from kdbench.launch.failure import log_tail
 from kdbench.launch.gang_worker import gang_child
 from kdbench.launch.gangs import gang_of
+from kdbench.launch.packing import Packing
+from kdbench.launch.schedule import Cost, Order
 from kdbench.launch.server import context
 from kdbench.launch.worker import DONE, FAILED, INTERRUPTED, NO_SPACE, child
+from kdbench.results.store import read_record_dict
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -49,7 +53,9 @@ class _Worker:
 class LocalLauncher:
     """Runs jobs in processes from a preloaded fork server.
 
-    Options: ``workers`` (number of slots), ``gpus`` (number of GPUs; slots go round them; 0 on the CPU).
+    Options: ``workers`` (number of slots), ``gpus`` (number of GPUs; slots go round them; 0 on the CPU),
+    ``slots_per_gpu`` (a number or ``auto``: workers are then a bound), ``cost`` (gives a job's expected cost as
+    known at the time; left out: what the job says).
     """
 
     #: jobs of several cells are understood
@@ -58,32 +64,40 @@ class LocalLauncher:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._slots = int(options.get("workers", 1))
         self._gpus = int(options.get("gpus", 0))
+        self._cost: Cost = options.get("cost") or (lambda job: job.cost)
+        self._packing = Packing("auto") if self._gpus and options.get("slots_per_gpu") == "auto" else None
         self._poll_s = 0.1
 
     def run(self, jobs: Sequence[Job], report: Report, stop: Callable[[], int]) -> None:
         """Run all jobs. Raises KdbenchError when the disk is full: nothing more could be kept."""
         ctx = context()
-        waiting = sorted(jobs, key=lambda j: (len(j.after) > 0, -j.cost))
+        waiting, order = list(jobs), Order(self._cost)
         open_ids = {m.cell_id for j in jobs for m in j.gang or (j,)}
         # a teacher that is neither done nor among the jobs failed in an earlier run
         bad: set[str] = {c for j in jobs for c in j.after} - open_ids
         running: list[_Worker] = []
-        free = list(range(self._slots))
         fatal: str | None = None
         try:
             while waiting or running:
                 asked = stop()
                 if asked or fatal:
                     waiting.clear()
-                while free and (job := self._next(waiting, open_ids, bad, report)) is not None:
-                    running.append(self._start(ctx, job, free.pop(0)))
+                if waiting and self._slot(running) is not None:
+                    order.renew(waiting)
+                while (slot := self._slot(running)) is not None:
+                    if (job := self._next(waiting, open_ids, bad, report)) is None:
+                        break
+                    running.append(self._start(ctx, job, slot))
                 self._serve(running, report, asked)
                 for worker in [w for w in running if not w.process.is_alive()]:
                     self._drain(worker, report)
                     running.remove(worker)
-                    free.append(worker.slot)
                     again: list[Job] = []
-                    if worker.job.gang:
+                    if self._packing is not None:
+                        self._packing.ended(worker.job.cell_id)
+                    if self._starved(worker, running):
+                        again = _set_aside(worker, report)
+                    elif worker.job.gang:
                         again = self._close_gang(worker, report)
                         bad |= worker.failed
                     elif not self._close(worker, report):
@@ -99,6 +113,26 @@ class LocalLauncher:
             raise KdbenchError(
                 f"{fatal}; finished cells are safe: free some space and run the same command again"
             )
+
+    def _slot(self, running: Sequence[_Worker]) -> int | None:
+        """Return the first slot that is free."""
+        room = self._slots
+        if self._packing is not None:
+            room = min(room, self._packing.slots * self._gpus)
+        taken = {worker.slot for worker in running}
+        return next((slot for slot in range(room) if slot not in taken), None)
+
+    def _starved(self, worker: _Worker, running: Sequence[_Worker]) -> bool:
+        """Return whether a cell ran out of memory because of others that ``auto`` put on its GPU."""
+        if self._packing is None or worker.job.gang or worker.process.exitcode != FAILED or worker.asked:
+            return False
+        if not any(other.slot % self._gpus == worker.slot % self._gpus for other in running):
+            return False
+        path = worker.job.folder / "result.json"
+        if not path.exists() or read_record_dict(path)["status"] != "oom":
+            return False
+        self._packing.starved()
+        return True
 
     def _next(self, waiting: list[Job], open_ids: set[str], bad: set[str], report: Report) -> Job | None:
         for job in list(waiting):
@@ -121,6 +155,8 @@ class LocalLauncher:
         target, what = (
             (child, str(job.folder)) if not job.gang else (gang_child, [str(j.folder) for j in job.gang])
         )
+        if self._packing is not None:
+            self._packing.started(job.cell_id, slot % self._gpus)
         process = ctx.Process(target=target, args=(what, theirs, environment), name=job.label)
         process.start()
         theirs.close()
@@ -154,6 +190,9 @@ class LocalLauncher:
                 elif event.get("event") in ("ended", "released"):
                     _one_of_gang(worker, event, report)
                 else:
+                    # one cell of a gang speaks for all, since they are in step
+                    if self._packing is not None and event["cell_id"] == worker.job.cell_id:
+                        self._packing.see(event, time.monotonic(), max(1, len(worker.left)))
                     worker.begun |= {event["cell_id"]} if event.get("event") == "started" else set()
                     report(event)
         except (EOFError, OSError):
@@ -206,6 +245,17 @@ class LocalLauncher:
             reason = "out of memory in its gang" if job.cell_id in worker.starved else why
             report({"event": "released", "cell_id": job.cell_id, "message": f"{reason}; it goes on alone"})
         return [*alone, *([gang_of(crowded)] if crowded else [])]
+
+
+def _set_aside(worker: _Worker, report: Report) -> list[Job]:
+    """Put the record of a starved cell aside, so that the cell runs again; returns its job."""
+    worker.process.join()
+    worker.connection.close()
+    job = worker.job
+    put_aside(job.folder)
+    message = "out of memory beside another cell on its GPU; it goes on with fewer beside it"
+    report({"event": "released", "cell_id": job.cell_id, "message": message})
+    return [job]
 
 
 def _one_of_gang(worker: _Worker, event: Mapping[str, Any], report: Report) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,18 +14,30 @@ __all__ = ["FileLock", "Turnstile"]
 
 
 class Turnstile:
-    """Lets one process measure while all others of the run pause between epochs.
+    """Lets one process measure while all others of the run on its device pause between steps.
 
-    Trainers hold a share of `main` during an epoch. Who wants to measure takes `intent` first, which keeps
-    trainers from starting another epoch, and then `main`, which waits for those under way.
+    Trainers hold a share of `main` while they train. Who wants to measure takes `intent` first, at which trainers
+    let their share go after the step under way, and then `main`, which waits for the last of them.
     """
 
     def __init__(self, folder: Path, device: str) -> None:
-        self._main = FileLock(folder / f".measure-{device.replace(':', '-')}.lock")
-        self._intent = FileLock(folder / f".intent-{device.replace(':', '-')}.lock")
+        name = device.replace(":", "-")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if device == "cuda" and visible and "," not in visible:
+            # the launcher gave this process one of several GPUs; the others need not wait for it
+            name = f"cuda-{re.sub(r'[^0-9A-Za-z-]', '-', visible)}"
+        self._main = FileLock(folder / f".measure-{name}.lock")
+        self._intent = FileLock(folder / f".intent-{name}.lock")
+
+    def wanted(self) -> bool:
+        """Return whether another process wants to measure. Takes about a microsecond."""
+        if not self._intent.try_shared():
+            return True
+        self._intent.release()
+        return False
 
     def gate(self) -> None:
-        """Pass between two epochs; waits while another process measures."""
+        """Pass between two epochs or steps; waits while another process measures."""
         self._main.release()
         self._intent.shared()
         self._intent.release()

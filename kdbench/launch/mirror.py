@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,20 @@ class Mirrors:
         self._registry, self._warn, self._repair = registry, warn, repair
         self._sinks: dict[str, Any] = {}
         self._names = [n for n in names if n != "none"]
+        self._ahead: list[threading.Thread] = []
+
+    def prepare(self) -> None:
+        """Let sinks that have a ``prepare()`` import what they need, while the caller does something else."""
+        for name in self._names:
+            action = getattr(self._registry.get("sinks", name).load(), "prepare", None)
+            if action is not None:
+                self._ahead.append(threading.Thread(target=_quietly, args=(action,), daemon=True))
+                self._ahead[-1].start()
 
     def open(self, matrix: Mapping[str, Any], uri: str | None) -> None:
         """Open every sink."""
+        for thread in self._ahead:
+            thread.join()
         for name in self._names:
             self._try(name, lambda s: s.open(matrix, uri=uri), self._registry.get("sinks", name).load()())
 
@@ -51,3 +64,9 @@ class Mirrors:
                 f"warning: sink '{name}' is off for the rest of this run: {reason}. The records are on disk; "
                 f"`{self._repair}` repairs it."
             )
+
+
+def _quietly(action: Callable[[], None]) -> None:
+    """Do what is only to save time: what it raises comes again, where it is told, when the sink is opened."""
+    with contextlib.suppress(Exception):
+        action()

@@ -10,7 +10,7 @@ from typing import Any
 
 from kdbench.engine.cellspec import Arch, CellFile, Data, TeacherSource, Timing
 from kdbench.errors import KdbenchError, MatrixError
-from kdbench.launch.foresight import single_image, too_few
+from kdbench.launch.foresight import single_image, too_few, training_images
 from kdbench.launch.places import (
     NETWORKS,
     place_of,
@@ -19,6 +19,7 @@ from kdbench.launch.places import (
     place_of_teacher,
 )
 from kdbench.launch.planned import Plan, PlannedCell, Teaching, look
+from kdbench.launch.precision import settle
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.teacher_plan import cached
 from kdbench.matrix import CellSpec, LoadedMatrix, cell_id, expand, identity, teacher_cell, variant_label
@@ -37,9 +38,14 @@ class Planner:
     """Turns a matrix into a plan; asks the registry, the data sets and (through the resolver) torch."""
 
     def __init__(
-        self, registry: Registry, loaded: LoadedMatrix, run: RunFolder, disable: Sequence[str]
+        self,
+        registry: Registry,
+        loaded: LoadedMatrix,
+        run: RunFolder,
+        disable: Sequence[str],
+        device: str = "auto",
     ) -> None:
-        self._registry, self._loaded, self._run = registry, loaded, run
+        self._registry, self._loaded, self._run, self._device = registry, loaded, run, device
         self._disable = list(disable)
         self._resolver = Resolver(registry, disable)
         self._infos: dict[str, DataInfo] = {}
@@ -51,7 +57,7 @@ class Planner:
     def plan(self, only: Sequence[str] = ()) -> Plan:
         """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
         expansion = expand(self._loaded, only=only)
-        specs = list(expansion.cells)
+        specs = settle(expansion.cells, self._resolver, self._device)
         self._check_names(specs)
         self._describe_datasets(specs)
         self._resolve_methods(specs)
@@ -297,7 +303,7 @@ class Planner:
             teacher_cache=table,
             route=method["route"],
             evaluators=list(spec.evaluators),
-            throughput=Timing(batch_sizes=list(timing.batch_sizes), rounds=timing.rounds) if timing else None,
+            throughput=Timing.model_validate(timing.model_dump(mode="json")) if timing else None,
             disable_plugins=self._disable,
         )
 
@@ -316,6 +322,8 @@ class Planner:
                 where = self._loaded.where(*about)
                 raise MatrixError(f"{where}: {answer['error']}")
             for cell in group:
+                cell.macs = answer.get("macs")
+                cell.images = training_images(cell.spec, self._infos[_dataset_key(cell.spec)])
                 if cell.teaching is not None:
                     cell.teaching.pooled = tuple(answer.get("pooled") or ())
                 if answer.get("reason"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,11 @@ class PlannedCell:
     reason: str | None = None
     after: list[str] = field(default_factory=list)
     stale: bool = False
+    #: images that it trains on in an epoch, and multiply-accumulates of a training step for one of them
+    images: int | None = None
+    macs: float | None = None
+    #: what its record says of its cost: ``status``, ``cost``, ``device``, ``elapsed_s``; None without a record
+    seen: Mapping[str, Any] | None = None
     teaching: Teaching | None = None
 
     @property
@@ -81,12 +88,23 @@ def look(cell: PlannedCell, registry: Registry) -> None:
             cell.reason = f"its record cannot be read and is set aside: {e}"
             return
         cell.status = record["status"]
+        cell.seen = costs(record)
         cell.reason = (record.get("error") or {}).get("message")
         cell.stale = stale(record, registry, cell.file)
         if cell.status == "done" and not _has_artifacts(cell):
             cell.status, cell.reason = "to run", "its weights or route are needed again"
     elif (cell.folder / "checkpoint.safetensors").exists():
         cell.status = "interrupted"
+
+
+def costs(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a forecast needs of a record."""
+    device = (record.get("environment") or {}).get("device")
+    seen = {"status": record["status"], "cost": record.get("cost"), "device": device, "elapsed_s": None}
+    with contextlib.suppress(KeyError, ValueError):
+        began, ended = (datetime.fromisoformat(record[key]) for key in ("started_at", "finished_at"))
+        seen["elapsed_s"] = (ended - began).total_seconds()
+    return seen
 
 
 def stale(record: Mapping[str, Any], registry: Registry, file: CellFile) -> bool:

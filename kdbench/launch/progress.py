@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from kdbench.launch.plan import PlannedCell
@@ -13,7 +13,7 @@ from kdbench.launch.plan import PlannedCell
 class Progress(Protocol):
     """A display. Its methods are called from the parent's only thread."""
 
-    def start(self, total: int, done: int) -> None: ...
+    def start(self, total: int, done: int, left: Left = ...) -> None: ...
 
     def cell_started(self, cell: PlannedCell) -> None: ...
 
@@ -41,20 +41,27 @@ def describe(row: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+#: Gives the seconds that are left of the whole run; None: unknown.
+Left = Callable[[], float | None]
+
+
+def clock_text(seconds: float) -> str:
+    """Return a duration as ``minutes:seconds``, or ``hours:minutes:seconds``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class Eta:
-    """Time left, from the cells that this run has finished."""
+    """Time left, as it is forecast."""
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
         self.total = self.ended = 0
+        self.left: Left = lambda: None
 
     def text(self) -> str:
-        if not self.ended:
-            return "?"
-        seconds = (time.monotonic() - self.began) / self.ended * (self.total - self.ended)
-        minutes, rest = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+        seconds = self.left()
+        return "?" if seconds is None else clock_text(seconds)
 
 
 class PlainProgress:
@@ -64,9 +71,10 @@ class PlainProgress:
         self._eta = Eta()
         self._told: dict[str, float] = {}
 
-    def start(self, total: int, done: int) -> None:
-        self._eta.total = total
-        self.note(f"{total} cell(s) to run, {done} finished before")
+    def start(self, total: int, done: int, left: Left = lambda: None) -> None:
+        self._eta.total, self._eta.left = total, left
+        expected = "" if left() is None else f", expected time {self._eta.text()}"
+        self.note(f"{total} cell(s) to run, {done} finished before{expected}")
 
     def cell_started(self, cell: PlannedCell) -> None:
         self._told[cell.id] = time.monotonic()
@@ -117,8 +125,8 @@ class LiveProgress:
         self._matrix: Any = None
         self._cells: dict[str, Any] = {}
 
-    def start(self, total: int, done: int) -> None:
-        self._eta.total = total
+    def start(self, total: int, done: int, left: Left = lambda: None) -> None:
+        self._eta.total, self._eta.left = total, left
         self._bars.start()
         self._matrix = self._bars.add_task("matrix", total=total, detail=f"{done} finished before")
 
@@ -131,6 +139,7 @@ class LiveProgress:
         if cell.id in self._cells:
             text = f"{row['phase']}: {describe(row)}"
             self._bars.update(self._cells[cell.id], total=epochs, completed=row["epoch"], detail=text)
+            self._bars.update(self._matrix, detail=f"left {self._eta.text()}")
 
     def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
         self._eta.ended += 1

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.api import cache_dir
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import canonical_json, cell_id
+from kdbench.measure.cores import cores
 from kdbench.registry import Registry, code_digest
 from kdbench.results.store import atomic_write_json
 
@@ -72,9 +73,8 @@ class Resolver:
 
     def _in_process(self, questions: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Ask one process for each core, or fewer where there is little to ask."""
-        cores = len(os.sched_getaffinity(0))
         # neighbours in the list share networks, so each process gets a stretch of it
-        size = max(SMALLEST_SHARE, -(-len(questions) // cores))
+        size = max(SMALLEST_SHARE, -(-len(questions) // cores()))
         asked = [self._start(questions[i : i + size]) for i in range(0, len(questions), size)]
         received = [_receive(*one) for one in asked]  # all of them, before a failure of one is told
         for process, answers in received:
@@ -130,6 +130,7 @@ def answer_all(connection: Any, disable: list[str], questions: list[dict[str, An
 
 def _answer(registry: Registry, question: dict[str, Any], nets: Copies) -> Answer:
     from kdbench.engine.cellspec import CellFile
+    from kdbench.engine.precision import automatic
     from kdbench.engine.probe import check_device, probe, resolve_method
 
     if question["ask"] == "device":
@@ -139,8 +140,9 @@ def _answer(registry: Registry, question: dict[str, Any], nets: Copies) -> Answe
         device = question["device"]
         if device == "auto":
             device = "cuda" if gpus else "cpu"
-        problems = [check_device(device, p) for p in question["precisions"]]
-        return {"device": device, "gpus": gpus, "error": next((p for p in problems if p), None)}
+        problems = [check_device(device, p) for p in question["precisions"] or ("fp32",)]
+        error = next((p for p in problems if p), None)
+        return {"device": device, "gpus": gpus, "error": error, "auto": None if error else automatic(device)}
     if question["ask"] == "method":
         return asdict(resolve_method(registry, question["name"], question["preset"], question["params"]))
     try:

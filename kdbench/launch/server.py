@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
 
@@ -13,7 +14,14 @@ def context() -> ForkServerContext:
     The server itself never runs a torch operation, so forking it is safe, also before CUDA is used.
     """
     # a thread pool per worker would oversubscribe the cores; a worker sets its own number of threads
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(pool, "1")
     ctx = multiprocessing.get_context("forkserver")
     ctx.set_forkserver_preload(["kdbench.launch.preload"])
     return ctx
+
+
+def warm_up() -> None:
+    """Start the server, without waiting until it has imported everything."""
+    context()
+    forkserver.ensure_running()

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
+from kdbench.launch.aside import set_aside
 from kdbench.launch.failure import failure_record, write_failure
+from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, told
+from kdbench.launch.history import forecast_of
 from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors
+from kdbench.launch.outlook import Outlook
+from kdbench.launch.packing import MOST
+from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
-from kdbench.launch.progress import Progress
+from kdbench.launch.progress import Progress, clock_text
 from kdbench.launch.resolve import Resolver
+from kdbench.launch.server import warm_up
+from kdbench.launch.shares import Shares, share_out
 from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
+from kdbench.measure.cores import cores
 from kdbench.registry import Registry
+from kdbench.results.speed_row import fastest
 from kdbench.results.store import atomic_write_json, read_record, read_record_dict, write_record
 
 #: Statuses that ``--rerun failed`` takes up again.
@@ -44,6 +51,10 @@ class Options:
     rerun: str | None = None
     disable: tuple[str, ...] = ()
     only_teachers: bool = False
+    #: threads of each worker on the CPU; None: one
+    threads: int | None = None
+    #: cells at a time on each GPU; None: as the matrix says
+    slots_per_gpu: Slots | None = None
     #: ``auto``, ``off`` or the most cells of a gang; None: as the matrix says
     gang: Wish | None = None
 
@@ -58,6 +69,9 @@ class Session:
             registry, options.sinks, progress.note, f"kdbench sync {plan.matrix.matrix.name}"
         )
         self._stops = 0
+        self._shares = Shares(1, None, 0)
+        self._outlook = Outlook(Forecast({}))
+        self._answer: tuple[str, int] | None = None
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
@@ -86,7 +100,13 @@ class Session:
         """Run the open cells. Returns whether the run was interrupted."""
         folder = self._plan.run.path
         cells = self.open_cells()
+        # both take seconds and need nothing of each other, nor of the next lines
+        warm_up()
+        self._mirrors.prepare()
         device, gpus = self._devices(cells)
+        self._ready(cells, device, gpus)
+        if self._shares.warning:
+            self._progress.note(f"warning: {self._shares.warning}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".lock")
@@ -97,12 +117,13 @@ class Session:
         try:
             self._write_matrix()
             chosen = {c.id for c in cells}
-            jobs = [self._prepare(c, device, gpus, chosen) for c in cells]
+            jobs = [self._prepare(c, device, chosen) for c in cells]
+            self._outlook.plan(jobs, self._shares.workers)
             self._mirrors.open(self._facts(), self._options.tracking_uri)
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
             done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
-            self._progress.start(len(cells), done)
+            self._progress.start(len(cells), done, self._outlook.left)
             with self._signals():
                 self._launch(jobs, gpus)
             self._annotate()
@@ -115,83 +136,124 @@ class Session:
         return self._stops > 0
 
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
+        if self._answer is not None:
+            return self._answer
         question = {
             "ask": "device",
             "device": self._options.device,
-            "precisions": sorted({c.file.recipe.precision for c in cells}),
+            "precisions": sorted({p for c in cells for p in c.file.precisions}),
         }
         answer = Resolver(self._registry, self._options.disable).ask([question])[0]
         if answer["error"]:
             raise KdbenchError(answer["error"])
         gpus = answer["gpus"] if answer["device"] == "cuda" else 0
-        return answer["device"], gpus
+        self._answer = answer["device"], gpus
+        return self._answer
 
-    def _prepare(self, cell: PlannedCell, device: str, gpus: int, chosen: set[str]) -> Job:
-        job = self._job(cell, device, gpus, chosen)
+    def _prepare(self, cell: PlannedCell, device: str, chosen: set[str]) -> Job:
+        job = self._job(cell, device, chosen)
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
-            _set_aside(cell, keep_done=cell.status in OPEN)
+            set_aside(cell, keep_done=cell.status in OPEN)
         atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
         return job
 
-    def _job(self, cell: PlannedCell, device: str, gpus: int, chosen: set[str]) -> Job:
+    def _job(self, cell: PlannedCell, device: str, chosen: set[str]) -> Job:
         cell.file.device = device
-        cell.file.threads = None if gpus else 1
-        recipe = cell.file.recipe
+        cell.file.threads, cell.file.loaders = self._shares.threads, self._shares.loaders
         return Job(
             cell_id=cell.id,
             folder=cell.folder,
             label=cell.label,
             after=tuple(a for a in cell.after if a in chosen or self._cells[a].status != "done"),
             timeout_s=cell.spec.timeout_s,
-            cost=float(recipe.epochs * (1 + len(cell.file.teachers))),
+            cost=self._outlook.forecast.cost(cell.id),
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
         cls = self._registry.get("launchers", self._options.launcher).load()
-        total, workers = len(jobs), self._workers(gpus)
-        jobs = self._arrange(jobs, workers, cls)
+        total = len(jobs)
+        jobs = self._arrange(jobs, gpus, cls)
         for line in self._told(jobs, total):
             self._progress.note(line)
-        launcher = cls({"workers": max(1, min(workers, len(jobs))), "gpus": gpus})
+        workers = max(1, min(self._shares.workers, len(jobs)))
+        options: dict[str, Any] = {"workers": workers, "gpus": gpus, "cost": self._outlook.cost}
+        if gpus:
+            options["slots_per_gpu"] = self._slots_per_gpu
+        launcher = cls(options)
         launcher.run(jobs, self._on_event, lambda: self._stops)
 
-    def _workers(self, gpus: int) -> int:
-        return self._options.workers or gpus or len(os.sched_getaffinity(0))
+    @property
+    def _slots_per_gpu(self) -> Slots:
+        asked = self._options.slots_per_gpu
+        return self._plan.matrix.matrix.slots_per_gpu if asked is None else asked
 
-    def _arrange(self, jobs: Sequence[Job], workers: int, launcher: type) -> list[Job]:
+    def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
+        """Share the machine out among the workers, and look at what is known of the cells."""
+        slots = self._slots_per_gpu
+        self._shares = share_out(
+            cores(),
+            len(cells),
+            workers=self._options.workers,
+            threads=self._options.threads,
+            gpus=gpus,
+            slots_per_gpu=MOST if slots == "auto" else slots,
+        )
+        self._outlook = Outlook(forecast_of(self._plan, device))
+
+    def _arrange(self, jobs: Sequence[Job], gpus: int, launcher: type) -> list[Job]:
         """Put cells that can share into one job, as far as it is wanted and the launcher knows such jobs."""
+        # of a bound that `auto` may not reach, only what is sure counts
+        workers = gpus if gpus and self._slots_per_gpu == "auto" else self._shares.workers
         if not getattr(launcher, "gangs", False):
             if self._options.gang not in (None, "off"):
                 self._progress.note(f"warning: the launcher '{self._options.launcher}' runs every cell alone")
-            return list(jobs)
-        wish = self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
-        return arrange(jobs, {c.id: c.file for c in self._plan.cells}, wish, workers)
+            arranged = list(jobs)
+        else:
+            wish = self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
+            arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, wish, workers)
+        self._outlook.plan(arranged, workers)
+        return arranged
 
     def _told(self, jobs: Sequence[Job], total: int) -> list[str]:
-        """Return what people should know of who shares what."""
+        """Return what people should know of teachers and of who shares what."""
         ids = {c.cell_id for j in jobs for c in (j.gang or (j,))}
-        open_cells = [c for c in self._plan.cells if c.id in ids]
-        lines = describe(open_cells, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
+        chosen = [c for c in self._plan.cells if c.id in ids]
+        lines = describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
         line = told(jobs, total)
         return [*lines, line] if line else lines
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""
+        return self._told(self._preview(), len(self.open_cells()))
+
+    def expected(self) -> str:
+        """Return a line on how long the open cells will take."""
+        self._preview()
+        seconds = self._outlook.left()
+        if seconds is None:
+            return "expected time: unknown before the first cells"
+        return f"expected time: {clock_text(seconds)} with {self._shares.workers} worker(s)"
+
+    def _preview(self) -> list[Job]:
+        """Return the jobs that would be launched; nothing is written."""
         cells = self.open_cells()
         device, gpus = "cpu", 0
         if self._options.device != "cpu" and _has_gpu_driver():
-            with contextlib.suppress(KdbenchError):  # a plan may be made for another machine than this one
+            with suppress(KdbenchError):  # a plan may be made for another machine than this one
                 device, gpus = self._devices(cells)
+        self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}
-        jobs = [self._job(c, device, gpus, chosen) for c in cells]
+        jobs = [self._job(c, device, chosen) for c in cells]
         cls = self._registry.get("launchers", self._options.launcher).load()
-        return self._told(self._arrange(jobs, self._workers(gpus), cls), len(jobs))
+        return self._arrange(jobs, gpus, cls)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         cell = self._cells[event["cell_id"]]
         kind = event["event"]
         facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
+        if kind not in ("finished", "died"):
+            self._outlook.see(event)
         if kind == "started":
             self._progress.cell_started(cell)
             self._fire("kdbench_cell_started", cell=facts)
@@ -215,6 +277,7 @@ class Session:
             record = read_record_dict(cell.folder / "result.json")
             cell.status = record["status"]
             cell.reason = (record.get("error") or {}).get("message")
+            self._outlook.see(event, record)
             self._progress.cell_ended(cell, cell.status, _outcome(record))
             self._mirrors.write(record, cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
@@ -290,23 +353,7 @@ def _has_gpu_driver() -> bool:
 def _outcome(record: Mapping[str, Any]) -> str:
     if record["status"] != "done":
         return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
+    if record.get("speeds"):
+        return fastest(record["speeds"])
     last = record["deployables"][record["primary"]]["last"]
     return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")
-
-
-def _set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
-    """Move an earlier result out of the way; nothing is ever overwritten."""
-    path = cell.folder / "result.json"
-    if path.exists():
-        done = False
-        with contextlib.suppress(ValueError):
-            done = json.loads(path.read_text()).get("status") == "done"
-        if done and keep_done:
-            return
-        previous = cell.folder / "previous"
-        previous.mkdir(exist_ok=True)
-        path.rename(previous / f"result-{len(list(previous.iterdir())) + 1}.json")
-    # a cell that was killed or ran out of memory or time goes on where it was; a result that is made anew,
-    # or that failed by its own code, starts from nothing
-    if cell.status in ("done", "failed", "diverged"):
-        (cell.folder / "checkpoint.safetensors").unlink(missing_ok=True)

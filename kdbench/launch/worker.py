@@ -30,6 +30,7 @@ def run_folder(
     import torch
 
     from kdbench.engine.cell import CellTrainer, now, read_cell
+    from kdbench.engine.speed.cell import SpeedCell
     from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
 
@@ -43,7 +44,8 @@ def run_folder(
     registry = None
     try:
         registry = Registry.load(disable=cell.disable_plugins)
-        CellTrainer(folder, registry, WorkerHooks(folder, cell.device, cell.cell_id, report, stop)).run()
+        runner = SpeedCell if cell.only_speed else CellTrainer
+        runner(folder, registry, WorkerHooks(folder, cell.device, cell.cell_id, report, stop)).run()
     except Exception as e:
         return conclude(folder, cell, registry, e, started, report)
     finally:
@@ -151,16 +153,23 @@ class WorkerHooks:
         from kdbench.launch.locks import Turnstile
 
         self._turnstile = Turnstile(folder.parent.parent, device)
+        self._device = device
         self._cell_id, self._report, self._stop = cell_id, report, stop
 
     def enter(self) -> None:
         """A lone cell has every turn."""
 
     def epoch(self, row: dict[str, Any]) -> None:
-        self._report({"event": "epoch", "cell_id": self._cell_id, "row": row})
+        from kdbench.measure.gpu import gpu_state
+
+        told = {"event": "epoch", "cell_id": self._cell_id, "row": row}
+        self._report(told if (gpu := gpu_state(self._device)) is None else {**told, "gpu": gpu})
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
+
+    def wanted(self) -> bool:
+        return self._turnstile.wanted()
 
     def gate(self) -> None:
         self._turnstile.gate()

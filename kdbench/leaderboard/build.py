@@ -18,12 +18,14 @@ def render_board(
     Raises RecordError when two records have one cell id.
     """
     from kdbench.leaderboard.board import make_board
-    from kdbench.leaderboard.csv_file import render_csv
+    from kdbench.leaderboard.csv_file import render_csv, render_speed_csv
     from kdbench.leaderboard.html_page import render_html
     from kdbench.leaderboard.markdown_page import render_markdown
 
     board = make_board(list(records), title=title, description=description, notes=notes)
+    speeds = render_speed_csv(board)
     return {
+        **({} if speeds is None else {"speeds.csv": speeds.encode()}),
         "leaderboard.csv": render_csv(board).encode(),
         "README.md": render_markdown(board).encode(),
         "index.html": render_html(board).encode(),
@@ -39,6 +41,8 @@ def build_board(
     notes: Sequence[str] = (),
 ) -> list[Path]:
     """Write ``leaderboard.csv``, ``README.md`` and ``index.html`` into the folder `out`, made if needed.
+
+    Where cells measured nothing but speed, ``speeds.csv`` has all of it.
 
     Records are mappings, which are validated, or records. `title` defaults to the folder's name. Returns the
     paths. Raises RecordError for a record that is not valid or twice there, OSError.

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 
 from kdbench.leaderboard.board import Board
-from kdbench.leaderboard.rows import Row
+from kdbench.leaderboard.rows import Row, hardware
 from kdbench.leaderboard.text import spreadsheet
 
 
@@ -65,6 +65,36 @@ _NUMBERS: dict[str, Callable[[Row], str]] = {
     "params": lambda r: _whole(r.params),
     "macs": lambda r: _whole(r.macs),
 }
+
+
+_SPEED = (
+    "model", "mode", "precision", "batch_size", "found_by", "status", "images_per_s", "step_ms", "iqr_ratio",
+    "latency_ms_p50", "latency_ms_p95", "peak_memory_mb", "params", "macs", "activations", "rounds",
+    "drift_percent",
+)  # fmt: skip
+
+
+def render_speed_csv(board: Board) -> str | None:
+    """Return the text of ``speeds.csv``: each measured speed once; None where there are none."""
+    facts = ("image_size", "channels_last", "torch", "timm")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*_SPEED, *facts, "hardware", "dataset", "seed", "cell_id"])
+    records = [record for row in board.rows for record in row.records]
+    for record in records:
+        where = [record.environment.get(name) for name in facts]
+        where += [hardware(record), record.labels.dataset, record.labels.seed, record.cell_id]
+        for speed in record.speeds:
+            writer.writerow([_plain(v) for v in (*(getattr(speed, name) for name in _SPEED), *where)])
+    return out.getvalue() if any(record.speeds for record in records) else None
+
+
+def _plain(value: object) -> object:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value + 0.0:.4f}"
+    return spreadsheet(value) if isinstance(value, str) else value
 
 
 def render_csv(board: Board) -> str:

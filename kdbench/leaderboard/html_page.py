@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.leaderboard.board import Board, setting_facts
-from kdbench.leaderboard.columns import columns
 from kdbench.leaderboard.rows import primary
 from kdbench.leaderboard.sections import Section
 from kdbench.leaderboard.text import NOTE, NULL, clean, first_line
@@ -57,16 +56,24 @@ def _template() -> Any:
 
 
 def _section(section: Section, numbers: dict[int, int]) -> dict[str, Any]:
-    shown = columns(with_student=section.with_student)
     rows = []
     for rank, row in zip(section.ranks, section.rows, strict=True):
-        cells = [(clean(c.text(row), 400), clean(c.sort_key(row), 400), c.value is not None) for c in shown]
-        rows.append({"number": numbers[id(row)], "rank": NULL if rank is None else str(rank), "cells": cells})
+        cells = [
+            (clean(c.text(row), 400), clean(c.sort_key(row), 400), c.value is not None) for c in section.shown
+        ]
+        rows.append(
+            {
+                "number": numbers[id(getattr(row, "row", row))],
+                "rank": NULL if rank is None else str(rank),
+                "cells": cells,
+            }
+        )
     return {
         "title": clean(section.title, 500),
         "facts": setting_facts(section.setting),
         "notes": [clean(note, 500) for note in section.notes],
-        "heads": [(c.title, c.help, c.value is not None) for c in shown],
+        "heads": [(c.title, c.help, c.value is not None) for c in section.shown],
+        "by": section.by,
         "rows": rows,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kdbench.leaderboard.board import Board, setting_facts
-from kdbench.leaderboard.columns import Column, columns
+from kdbench.leaderboard.columns import Column
 from kdbench.leaderboard.sections import Section
 from kdbench.leaderboard.text import NOTE, NULL, markdown
 
@@ -42,9 +42,10 @@ def _section(section: Section) -> list[str]:
     lines = [f"## {markdown(section.title)}", "", facts, ""]
     for note in section.notes:
         lines += [markdown(note, 500), ""]
-    shown = columns(with_student=section.with_student)
+    groups = {c.group for c in section.shown}
     for group in ("accuracy", "cost"):
-        lines += _group(section, [c for c in shown if c.group in ("what", group)])
+        if group in groups:
+            lines += _group(section, [c for c in section.shown if c.group in ("what", group)])
     return lines
 
 

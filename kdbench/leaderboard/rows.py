@@ -179,6 +179,13 @@ def speed(record: Record, batch: str) -> Any:
     return sizes.get(batch)
 
 
+def hardware(record: Record) -> str:
+    """Return what speeds depend on before anything else: the device and, on a CPU, the threads."""
+    env = record.environment
+    name = str(env.get("device_name") or env.get("cpu") or "unknown")
+    return f"{name}, {env.get('threads')} thread(s)" if env.get("device") == "cpu" else name
+
+
 def part(record: Record, name: str) -> Mapping[str, Any]:
     """Return a part of the identity that should be a mapping."""
     value = record.identity.get(name)

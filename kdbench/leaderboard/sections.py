@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kdbench.leaderboard.columns import Column, columns
 from kdbench.leaderboard.rows import Row, Setting
+from kdbench.leaderboard.speeds import SPEED_COLUMNS, SpeedLine, measures_only, speed_lines, speed_ranks
 from kdbench.leaderboard.text import number
 
 #: Fewer finished seeds than this get no rank.
@@ -20,23 +22,27 @@ class Section:
         title: the pair, or what kind of rows these are.
         rows: best first, rows without a mean last.
         ranks: per row, None where a row has too few seeds.
-        with_student: whether the student differs between rows and needs a column.
+        shown: the columns.
         notes: sentences about the table.
+        by: what the ranks go by.
     """
 
     title: str
     setting: Setting
-    rows: list[Row]
+    rows: Sequence[Row | SpeedLine]
     ranks: list[int | None]
-    with_student: bool = False
+    shown: tuple[Column, ...]
     notes: list[str] = field(default_factory=list)
+    by: str = "the mean of top-1 after the last epoch"
 
 
 def make_sections(rows: Sequence[Row]) -> list[Section]:
     """Return the tables in the order of settings, then pairs, then lone students, then teachers."""
     sections: list[Section] = []
     for setting in sorted({r.setting for r in rows}):
-        here = [r for r in rows if r.setting == setting]
+        every = [r for r in rows if r.setting == setting]
+        here = [r for r in every if not measures_only(r)]
+        sections += _speed_sections(setting, [r for r in every if measures_only(r)])
         students = [r for r in here if r.labels.role == "student"]
         pairs = sorted({(r.student_key, r.teacher_key) for r in students if r.teacher_key[0]})
         paired = {student for student, _ in pairs}
@@ -58,13 +64,28 @@ def make_sections(rows: Sequence[Row]) -> list[Section]:
     return sections
 
 
+def _speed_sections(setting: Setting, rows: Sequence[Row]) -> list[Section]:
+    sections = []
+    for place, lines in speed_lines(rows).items():
+        section = Section(place.title, setting, lines, speed_ranks(lines), SPEED_COLUMNS, by="images/s")
+        section.notes.append(
+            "Untrained networks, each by itself. Ranked by images/s of inference at the fastest batch size "
+            "measured; other hardware, precisions and memory layouts have tables of their own."
+        )
+        versions = {f"torch {r.environment.get('torch')}" for line in lines for r in line.row.done}
+        if len(versions) > 1:
+            section.notes.append(f"Versions differ between rows: {', '.join(sorted(versions))}.")
+        sections.append(section)
+    return sections
+
+
 def _section(title: str, setting: Setting, rows: list[Row], *, with_student: bool = False) -> Section:
     def order(row: Row) -> tuple[bool, float, str, str]:
         mean = row.last.mean
         return mean is None, -(mean or 0.0), row.labels.variant, row.config
 
     rows = sorted(rows, key=order)
-    section = Section(title, setting, rows, _ranks(rows), with_student)
+    section = Section(title, setting, rows, _ranks(rows), columns(with_student=with_student))
     accuracies = sorted({number(r.teacher_top1, 2) for r in rows if r.teacher_top1 is not None})
     if accuracies:
         section.notes.append(f"Top-1 of the teacher: {', '.join(accuracies)} %.")

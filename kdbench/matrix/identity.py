@@ -78,7 +78,8 @@ def identity(
     """Return everything that can change the result of a cell, and nothing else.
 
     Args:
-        spec: the cell; its labels, throughput, timeout, evaluators and data set arguments are not part of it.
+        spec: the cell; its labels, throughput, timeout, evaluators and data set arguments are not part of it,
+            but for a cell that measures speed only: then how it measures is.
         params: all hyper-parameters of the method, presets and defaults resolved by its model.
         method_version, student_version, dataset_version, task_version: of the registry entries.
         dataset_revision: changes with the content of the data set.
@@ -118,6 +119,8 @@ def identity(
         "recipe": spec.recipe.model_dump(mode="json", exclude={"teacher_cache"}),
         "seed": spec.seed,
     }
+    if spec.throughput is not None and spec.throughput.only:
+        out["throughput"] = spec.throughput.model_dump(mode="json")
     if assistant_version is not None:
         if spec.assistant is None:
             raise ValueError("the method uses an assistant and the cell has none")

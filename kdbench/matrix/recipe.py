@@ -169,9 +169,10 @@ class Recipe(StrictModel):
         default=None, gt=0, description="Largest gradient norm; null: no limit."
     )
     augment: Augment = Field(default_factory=Augment)
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] = Field(
         default="fp32",
-        description="fp32; tf32 matrix products; or autocast to bf16 or fp16 (with loss scaling).",
+        description="fp32; tf32 matrix products; or autocast to bf16 or fp16 (with loss scaling). auto: bf16 "
+        "where the device computes in it, else fp32; cell ids and records say which.",
     )
     channels_last: bool = Field(default=True, description="Memory format of images and weights.")
     val_fraction: FiniteFloat = Field(

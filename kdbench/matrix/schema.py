@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints, WithJsonSchema, model_validator
 
 from kdbench.matrix.recipe import Recipe, StrictModel, at
+from kdbench.matrix.throughput import ThroughputItem, check_only_speed
 
 #: Largest seed, so that every consumer can hold it in 64 bits with sign.
 MAX_SEED = 2**63 - 1
@@ -168,21 +169,6 @@ class Pair(StrictModel):
     )
 
 
-class ThroughputItem(StrictModel):
-    """How inference speed is measured."""
-
-    batch_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1, max_length=32)
-    ] = Field(default=(1, 64), description="Images per forward pass.")
-    rounds: int = Field(default=30, ge=1, description="Interleaved rounds of timing.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(set(self.batch_sizes)) < len(self.batch_sizes):
-            raise at("batch_sizes", "batch sizes must differ")
-        return self
-
-
 class Include(StrictModel):
     """Further cells: the product of these values; an axis left out takes every value of the matrix.
 
@@ -311,7 +297,7 @@ class Matrix(StrictModel):
     throughput: Annotated[
         ThroughputItem | None,
         BeforeValidator(_switch, json_schema_input_type=Literal[False] | ThroughputItem),
-    ] = Field(default_factory=ThroughputItem, description="Inference speed; false: not measured.")
+    ] = Field(default_factory=ThroughputItem, description="How speed is measured; false: not at all.")
     evaluators: Annotated[tuple[Name, ...], Field(strict=False)] = Field(
         default=("teacher-agreement",), description="Extra measurements of trained students."
     )
@@ -321,6 +307,9 @@ class Matrix(StrictModel):
             default="auto",
             description="Train cells that share batches and teacher in one process: auto, off, or how many.",
         )
+    )
+    slots_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
+        default=1, description="Cells at a time on each GPU: a number, or auto: as many as pay."
     )
     include: Annotated[tuple[Include, ...], Field(strict=False)] = Field(
         default=(), description="Cells added to the product, after `exclude`."
@@ -348,4 +337,6 @@ class Matrix(StrictModel):
             twice = next((i for i, value in enumerate(values) if value in values[:i]), None)
             if twice is not None:
                 raise at(f"{key}.{twice}", f"{values[twice]!r} is given twice")
+        if self.throughput is not None and self.throughput.only:
+            check_only_speed(self)
         return self

@@ -131,14 +131,21 @@ class Run(Protocol):
         grad: bool = False,
         bn: Literal["eval", "batch"] | None = None,
         taps: Sequence[Tap] | None = None,
+        head: bool | None = None,
     ) -> Out:
         """Forward a teacher; x: (B, 3, H, W), normalised as the data set's.
+
+        Without a gradient and with running statistics it is a copy of the teacher that runs, in which BatchNorm
+        is folded into the convolutions: equal up to rounding. A method that writes into a teacher does so by
+        ``load_state_dict`` or under ``torch.no_grad()``: what is written through ``.data`` is seen an epoch later.
 
         Args:
             grad: lets a gradient flow to `x`. Parameters of teachers never get one.
             bn: whether BatchNorm uses running or batch statistics; None: as the phase says. The running ones
                 never change.
             taps: limits the features to these; None: all that were wanted.
+            head: false stops the forward at the last tap, so that neither logits nor pooled features are there;
+                None: as ``Needs.reads`` says.
         """
         ...
 

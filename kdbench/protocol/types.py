@@ -54,12 +54,41 @@ class Feats(dict[Tap, "Tensor"]):
         )
 
 
+class _NoHead:
+    """Stands for logits that were not computed; using it says why."""
+
+    def _refuse(self) -> Any:
+        raise NotAsked(
+            "the teacher's logits were not computed: the method declares reads='taps'; "
+            "leave that out to use them"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._refuse()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        NO_HEAD._refuse()
+
+    def _operator(self, *other: Any) -> Any:
+        self._refuse()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operator
+    __getitem__ = __neg__ = __matmul__ = __rmatmul__ = _operator
+
+
+NO_HEAD: Any = _NoHead()
+
+
 @dataclass
 class Out:
     """Result of one forward pass of a handle.
 
     Attributes:
-        logits: (B, K).
+        logits: (B, K). With ``Needs(reads="taps")`` those of a teacher are not there; use raises
+            :class:`NotAsked`.
         feats: requested taps; each has its gradient path unless the pass was without gradient. A handle gives
             :class:`Feats`, which raises :class:`NotAsked` for another tap.
         pooled: (B, D), the input of the classifier, or None where the model has no such tensor.

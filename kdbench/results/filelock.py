@@ -21,10 +21,17 @@ class FileLock:
         """Wait until nobody else holds it, and take it."""
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
+    def try_shared(self) -> bool:
+        """Take a share if nobody holds it alone."""
+        return self._try(fcntl.LOCK_SH)
+
     def try_exclusive(self) -> bool:
         """Take it if nobody holds it."""
+        return self._try(fcntl.LOCK_EX)
+
+    def _try(self, how: int) -> bool:
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, how | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True

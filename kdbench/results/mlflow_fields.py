@@ -112,6 +112,12 @@ def primary_deployable(record: Mapping[str, Any]) -> str | None:
     return name if name in deployables else next(iter(deployables), None)
 
 
+#: What is told of each speed of a cell that measures nothing else.
+_SPEEDS = (
+    "images_per_s", "step_ms", "latency_ms_p50", "latency_ms_p95", "peak_memory_mb", "iqr_ratio", "batch_size"
+)  # fmt: skip
+
+
 def final_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """Return every number of the record that is not per epoch."""
     out: dict[str, float | None] = {}
@@ -133,6 +139,11 @@ def final_metrics(record: Mapping[str, Any]) -> dict[str, float]:
             out[f"{prefix}perf/infer_images_per_s_b{size}"] = speed["images_per_s"]
             for metric in ("latency_ms_p50", "latency_ms_p95", "peak_memory_mb"):
                 out[f"{prefix}perf/{metric}_b{size}"] = speed.get(metric)
+    for row in record.get("speeds") or ():
+        size = "auto" if row["found_by"] else row["batch_size"]
+        prefix = f"perf/{row['precision']}/{row['mode']}"
+        for metric in _SPEEDS if row["status"] == "done" else ():
+            out[f"{prefix}_{metric}_b{size}"] = row[metric]
     for name, value in (record.get("cost") or {}).items():
         out[f"perf/{name}" if name == "train_images_per_s" else f"cost/{name}"] = value
     for name, value in (record.get("floors") or {}).items():

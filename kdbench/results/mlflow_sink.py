@@ -68,6 +68,12 @@ class MlflowSink:
         self._known: dict[str, list[_Known]] = {}
         self._counts: dict[str, int] = {}
 
+    @staticmethod
+    def prepare() -> None:
+        """Import MLflow, which takes seconds; :meth:`open` needs it."""
+        quiet_mlflow()
+        import mlflow.tracking  # noqa: F401
+
     def open(self, matrix: Mapping[str, Any], *, uri: str | None = None) -> None:
         """Connect, make the experiment ``kdbench/<matrix name>`` if needed and read which cells it has.
 

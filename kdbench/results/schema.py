@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
+from kdbench.results.speed_row import SpeedRow
+
 SCHEMA_VERSION = 1
 
 Status = Literal["done", "failed", "oom", "timeout", "diverged", "crashed", "not_applicable", "interrupted"]
@@ -107,13 +109,13 @@ class Cost(_Model):
     #: device time of the cell: hours of one GPU, or of one CPU core
     device_hours: FiniteFloat = Field(ge=0)
     peak_memory_mb: FiniteFloat | None = None
+    #: part of the clocks that was spent once for several cells, by another of them
+    shared_s: FiniteFloat | None = Field(default=None, ge=0)
     #: seconds spent on filling tables of the teachers' outputs, which other cells read too
     fill_s: FiniteFloat | None = Field(default=None, ge=0)
     #: calls of teachers in training that a table answered, and those that were made; None without tables
     cached_forwards: int | None = Field(default=None, ge=0)
     online_forwards: int | None = Field(default=None, ge=0)
-    #: part of the clocks that was spent once for several cells, by another of them
-    shared_s: FiniteFloat | None = Field(default=None, ge=0)
     attempts: int = Field(default=1, ge=1)
 
 
@@ -160,6 +162,8 @@ class Record(_Model):
     deployables: dict[str, Deployable] = Field(default_factory=dict)
     #: deployable -> batch size -> speed
     throughput: dict[str, dict[str, BatchSpeed]] = Field(default_factory=dict)
+    #: speeds of a cell that only measures them, over modes, precisions and batch sizes
+    speeds: list[SpeedRow] = Field(default_factory=list)
     cost: Cost | None = None
     teachers: list[TeacherRef] = Field(default_factory=list)
     #: primary metric of trivial baselines

@@ -15,13 +15,14 @@ from kdbench.engine.build import builder, make_task, method_params, prepare_meth
 from kdbench.engine.cellspec import Arch
 from kdbench.engine.context import CellRun
 from kdbench.engine.evaluation import evaluate_all
-from kdbench.engine.handle import NetHandle
+from kdbench.engine.handle import Captured, NetHandle
 from kdbench.engine.loop import Loop
 from kdbench.engine.seeds import seed_everything, seeded
+from kdbench.engine.taps import Site
 from kdbench.engine.teacher_cache import TableOut
 from kdbench.matrix.recipe import Recipe
 from kdbench.protocol.method import Method
-from kdbench.protocol.types import DataInfo, Out, Tap, TaskData
+from kdbench.protocol.types import DataInfo, TaskData
 from kdbench.registry import Registry
 from kdbench.testing.stream import IMAGE_SIZE, TinyStream, Undeclared
 
@@ -122,7 +123,7 @@ class Bench:
             route=[_route(teachers[0].net, k * case.route_step) for k in range(points)] if teachers else [],
             probing=case.probing,
         )
-        if case.without == "undeclared" and self.needs.reads != "features":
+        if case.without == "undeclared" and self.needs.reads in ("logits", "pooled"):
             run.lookup = _only(self.needs.reads)
         return run
 
@@ -180,12 +181,11 @@ class Bench:
 def _only(reads: str) -> Any:
     """Return a stand-in for teachers that gives no more than a table of their outputs would."""
 
-    def lookup(handle: NetHandle, x: Tensor, taps: Sequence[Tap] | None) -> Out:
-        asked = handle.wanted if taps is None else taps
-        if asked:
+    def lookup(handle: NetHandle, x: Tensor, sites: tuple[Site, ...], head: bool) -> Captured:
+        if sites:
             raise Undeclared(f'a feature of a teacher is read, and the needs say reads="{reads}"')
-        out = handle(x, ())
-        return TableOut(out.logits, pooled=out.pooled if reads == "pooled" else None)
+        got = handle.capture(x, ())
+        return Captured(got.logits, {}, got.pooled if reads == "pooled" else None, TableOut)
 
     return lookup
 

@@ -62,7 +62,7 @@ _CORE_METHODS = (
         paper="Heo, Kim, Yun, Park, Kwak, Choi, ICCV 2019, arXiv:1904.01866",
         version="1",
         tags=("features",),
-        needs=Needs(stage_end_act=True, min_batch=2, capabilities=_FEATURES),
+        needs=Needs(reads="taps", stage_end_act=True, min_batch=2, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="feed",

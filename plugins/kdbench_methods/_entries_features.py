@@ -15,7 +15,7 @@ METHODS = (
         paper="Zagoruyko, Komodakis, ICLR 2017, arXiv:1612.03928",
         version="1",
         tags=("features",),
-        needs=Needs(capabilities=_FEATURES),
+        needs=Needs(reads="taps", capabilities=_FEATURES),
     ),
     MethodEntry(
         name="sp",
@@ -24,7 +24,7 @@ METHODS = (
         paper="Tung, Mori, ICCV 2019, arXiv:1907.09682",
         version="1",
         tags=("features", "relations"),
-        needs=Needs(min_batch=2, capabilities=_FEATURES),
+        needs=Needs(reads="taps", min_batch=2, capabilities=_FEATURES),
     ),
     MethodEntry(
         name="cc",
@@ -42,7 +42,7 @@ METHODS = (
         paper="Ahn, Hu, Damianou, Lawrence, Dai, CVPR 2019, arXiv:1904.05835",
         version="1",
         tags=("features",),
-        needs=Needs(capabilities=_FEATURES),
+        needs=Needs(reads="taps", capabilities=_FEATURES),
     ),
     MethodEntry(
         name="rkd",
@@ -78,7 +78,7 @@ METHODS = (
         paper="Huang, Wang, arXiv 2017, arXiv:1707.01219",
         version="1",
         tags=("features",),
-        needs=Needs(capabilities=_FEATURES),
+        needs=Needs(reads="taps", capabilities=_FEATURES),
     ),
     MethodEntry(
         name="fsp",

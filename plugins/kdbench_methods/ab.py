@@ -148,7 +148,7 @@ class AB(Method):
         """One step on the boundary loss."""
         assert batch is not None
         with run.amp():
-            teacher = run.teach(run.teacher, batch.x)
+            teacher = run.teach(run.teacher, batch.x, head=False)
             s, t = self.boundaries(run.student(batch.x), teacher)
         with run.fp32():
             loss = stagewise_boundary_loss(s, t, weight=self.hp.loss_weight, margin=self.hp.margin)

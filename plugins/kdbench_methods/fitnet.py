@@ -118,7 +118,7 @@ class FitNet(Method):
         """Train the student up to the hint, and the regressor, on the hint alone."""
         assert batch is not None
         with run.amp():
-            teacher = run.teach(run.teacher, batch.x)
+            teacher = run.teach(run.teacher, batch.x, head=False)
             student = run.student(batch.x)
         with run.fp32():
             hint = self.hint(student, teacher, run)

@@ -159,7 +159,7 @@ class FSP(Method):
         """One step on the flow matrices alone."""
         assert batch is not None
         with run.amp():
-            teacher = run.teach(run.teacher, batch.x)
+            teacher = run.teach(run.teacher, batch.x, head=False)
             student = run.student(batch.x)
         with run.fp32():
             loss = self.distance(student, teacher, run)

@@ -136,7 +136,7 @@ class FT(Method):
         """Train the paraphraser to reconstruct the teacher's map."""
         assert batch is not None
         with run.amp():
-            target = run.teach(run.teacher, batch.x).feats[LAST]
+            target = run.teach(run.teacher, batch.x, head=False).feats[LAST]
             copy = self.paraphraser(target)
         with run.fp32():
             distance = F.l1_loss if self.hp.reconstruction == "l1" else F.mse_loss

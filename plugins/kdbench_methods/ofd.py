@@ -90,7 +90,12 @@ class OFD(Method):
             50, ge=1, description="training batches for the margins of stages without BatchNorm"
         )
 
-    needs = Needs(stage_end_act=True, min_batch=2, capabilities=frozenset({"features", "supervised"}))
+    needs = Needs(
+        reads="taps",
+        stage_end_act=True,
+        min_batch=2,
+        capabilities=frozenset({"features", "supervised"}),
+    )
     fidelity = "official-code"
     presets = {
         "cifar100": {"alpha": 1e-3},

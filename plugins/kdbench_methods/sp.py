@@ -44,7 +44,7 @@ class SP(Method):
         stages: int = Field(1, ge=1, description="how many of the last stages")
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
 
-    needs = Needs(min_batch=2, capabilities=frozenset({"features", "supervised"}))
+    needs = Needs(reads="taps", min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"gamma": 3000.0}}
 

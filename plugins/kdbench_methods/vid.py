@@ -66,7 +66,7 @@ class VID(Method):
         stages: int | None = Field(None, ge=1, description="how many of the last stages; none: all")
         ce_weight: float = Field(1.0, ge=0, description="weight of the task's loss")
 
-    needs = Needs(capabilities=frozenset({"features", "supervised"}))
+    needs = Needs(reads="taps", capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"weight": 1.0}}
 

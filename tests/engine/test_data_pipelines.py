@@ -13,7 +13,7 @@ from torchvision.transforms import functional as TF
 
 from kdbench.engine.data.context import DataContext
 from kdbench.engine.data.resident import ResidentStream, pad_images
-from kdbench.engine.data.strong import strong_view
+from kdbench.engine.data.strong import OPERATIONS, strong_table, strong_view
 from kdbench.engine.data.views import CropFlip, epoch_order
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.recipe import Recipe
@@ -189,15 +189,62 @@ def test_reading_leaves_the_global_generators_alone(kind: str) -> None:
     assert before[2] == np.random.get_state()[1].tolist()  # type: ignore[union-attr, index]
 
 
-def test_strong_view_is_a_function_of_its_seed() -> None:
-    pixels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+def test_strong_view_is_a_function_of_seed_epoch_and_sample() -> None:
+    pixels = torch.randint(0, 256, (40, 16, 16, 3), dtype=torch.uint8)
     rng = torch.get_rng_state()
-    first = strong_view(pixels, 11)
+    codes = strong_table(11, 2, 40)
+    first = strong_view(pixels, codes)
     assert torch.equal(rng, torch.get_rng_state())
-    assert torch.equal(first, strong_view(pixels, 11))
-    assert not torch.equal(first, strong_view(pixels, 12))
+    assert torch.equal(codes, strong_table(11, 2, 40))
+    assert not torch.equal(codes, strong_table(11, 3, 40))
+    assert not torch.equal(codes, strong_table(12, 2, 40))
     assert first.shape == pixels.shape
     assert first.dtype == torch.uint8
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(strong_view(pixels[order], codes[order]), first[order])
+
+
+def test_every_operation_is_torchvisions_pixel_by_pixel() -> None:
+    from torchvision.transforms import v2
+
+    theirs = v2.RandAugment(num_ops=1, magnitude=10)
+    images = torch.randint(
+        0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    space = list(v2.RandAugment._AUGMENTATION_SPACE.items())
+    assert len(space) == len(OPERATIONS)
+    for number, (name, (magnitudes, signed)) in enumerate(space):
+        values = magnitudes(31, 32, 32)
+        for negative in (0, 1):
+            magnitude = 0.0 if values is None else float(values[10])
+            if signed and negative:
+                magnitude = -magnitude
+            codes = torch.tensor([[2 * number + negative, 0]] * 3)
+            ours = strong_view(images, codes)
+            for image, got in zip(images, ours, strict=True):
+                expected = theirs._apply_image_or_video_transform(
+                    image.permute(2, 0, 1),
+                    name,
+                    magnitude,
+                    interpolation=theirs.interpolation,
+                    fill=theirs._fill,
+                )
+                assert torch.equal(expected.permute(1, 2, 0), got), (name, negative)
+
+
+def test_operations_of_the_strong_view_come_equally_often() -> None:
+    counts = torch.bincount(strong_table(0, 0, 28_000).flatten(), minlength=2 * len(OPERATIONS))
+    # 56,000 draws of 28: mean 2,000, standard deviation 43.9
+    assert ((counts - 2000).abs() < 5 * 44).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streaming_gives_the_resident_strong_views(workers: int) -> None:
+    resident = context(views=("strong",)).image_streams()["train"]
+    streaming = context("stream", views=("strong",), workers=workers).image_streams()["train"]
+    for a, b in zip(resident.epoch(1), streaming.epoch(1), strict=True):
+        assert torch.equal(a.views[0], b.views[0])
+        assert not torch.equal(a.views[0], a.x)
 
 
 @pytest.mark.parametrize("storage", ["resident", "stream"])

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SIZE, Net, make_run
+from small_run import SIZE, Net, make_run
 from torch import nn
 
 from kdbench.engine.cellspec import Arch, TeacherSource
-from kdbench.engine.forwards import Forwards, Seal
+from kdbench.engine.forwards import Forwards, Seal, Wish
 from kdbench.engine.handle import NetHandle
 from kdbench.engine.taps import Site
-from kdbench.protocol.types import Out, Tap
+from kdbench.protocol.types import NotAsked, Out, Tap
 
 SOURCE = TeacherSource(architecture=Arch(name="net"), source="cell", ref="0" * 64)
 
@@ -40,17 +40,32 @@ class Shared:
 
     def __init__(self, handle: NetHandle, wanted: Callable[[], Iterable[Site]] = lambda: ()) -> None:
         self.handle = handle
-        self.forwards = Forwards(lambda digest: wanted())
+        self.forwards = Forwards(lambda digest: [Wish(tuple(wanted()), head=False)])
         self.forwards.adopt(handle, "t")
         self.runs = 0
         copied = self.forwards._teachers["t"]
-        copied.net.register_forward_hook(lambda *_: setattr(self, "runs", self.runs + 1))
+        capture = copied.capture
 
-    def ask(self, step: Any, x: torch.Tensor, taps: list[Tap] | None = None, view: str = "") -> Out:
+        def counted(*args: Any, **options: Any) -> Any:
+            self.runs += 1
+            return capture(*args, **options)
+
+        copied.capture = counted
+
+    def ask(
+        self, step: Any, x: torch.Tensor, taps: list[Tap] | None = None, view: str = "", head: bool = True
+    ) -> Out:
         sites = self.handle.sites(taps)
         with torch.no_grad():
-            got, self.seconds = self.forwards.ask("t", step, view, x, sites.values())
+            got, self.seconds = self.forwards.ask("t", step, view, x, Wish(tuple(sites.values()), head))
         return self.handle.assemble(got, sites)
+
+
+def own_forward(handle: NetHandle, x: torch.Tensor) -> Out:
+    """What a cell gets that asks its own teacher."""
+    sites = handle.sites()
+    with torch.no_grad():
+        return handle.assemble(handle.capture(x, sites.values(), frozen=True), sites)
 
 
 def same(a: Out, b: Out) -> None:
@@ -66,8 +81,7 @@ def test_it_is_made_once_a_step_and_is_that_of_the_cell(teacher: NetHandle) -> N
     shared = Shared(teacher)
     for step in range(2):
         x = images(step)
-        with torch.no_grad():
-            own = teacher(x)
+        own = own_forward(teacher, x)
         same(shared.ask(step, x), own)
         assert shared.seconds == 0.0
         for _ in range(2):
@@ -78,8 +92,7 @@ def test_it_is_made_once_a_step_and_is_that_of_the_cell(teacher: NetHandle) -> N
 
 def test_writes_reach_nobody(teacher: NetHandle) -> None:
     shared, x = Shared(teacher), images()
-    with torch.no_grad():
-        own = teacher(x)
+    own = own_forward(teacher, x)
     for _ in range(3):
         out = shared.ask(0, x)
         same(out, own)
@@ -120,8 +133,7 @@ def test_views_and_autocast_states_are_apart(teacher: NetHandle) -> None:
 
 def test_nobody_reaches_the_teacher_that_answers(teacher: NetHandle) -> None:
     shared, x = Shared(teacher), images()
-    with torch.no_grad():
-        own = teacher(x)
+    own = own_forward(teacher, x)
     teacher.net.fc.weight.data.zero_()
     same(shared.ask(0, x), own)
 
@@ -218,3 +230,33 @@ def test_a_changed_teacher_is_its_cells_own_affair(
     if undo is not None:
         undo()
         assert stamp.holds()
+
+
+def test_the_head_runs_only_where_somebody_reads_it(teacher: NetHandle) -> None:
+    shared, x = Shared(teacher), images()
+    ran: list[str] = []
+    shared.forwards._teachers["t"].net.fc.register_forward_hook(lambda *_: ran.append("fc"))
+    cut = shared.ask(0, x, head=False)
+    assert not ran
+    assert cut.pooled is None
+    with pytest.raises(NotAsked):
+        cut.logits.sum()
+    assert shared.ask(0, x).logits.shape == (4, 3)
+    assert ran == ["fc"]
+    again = shared.ask(0, x, head=False)  # the same as before, though the head has run by now
+    assert again.pooled is None
+    assert shared.runs == 2
+
+
+def test_what_is_read_before_batchnorm_does_not_change_what_others_get(teacher: NetHandle) -> None:
+    own, raw = own_forward(teacher, images()), Tap("conv2")
+    for first in (False, True):
+        shared, x = Shared(teacher, lambda: teacher.sites([raw, Tap(0)]).values()), images()
+        for early in (first, not first):
+            if early:
+                with torch.no_grad():
+                    expected = teacher(x, [raw])
+                assert torch.equal(shared.ask(0, x, [raw]).feats[raw], expected.feats[raw])
+            else:
+                same(shared.ask(0, x), own)
+        assert shared.runs == 2

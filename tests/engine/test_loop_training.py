@@ -403,6 +403,17 @@ def test_gate_and_keep_see_every_epoch(start: Start) -> None:
     assert seen == ["gate", "keep 1", "row 1", "gate", "keep 2", "row 2"]
 
 
+def test_a_pause_between_steps_changes_no_number(start: Start) -> None:
+    gates: list[int] = []
+    options = {"gate": lambda: gates.append(1), "wanted": lambda: True}
+    paused = start(Plain, options=options)
+    rows = paused[2].train().rows
+    straight = start(Plain)[2].train().rows
+    assert len(gates) == 2 + sum(row["steps"] for row in rows)
+    assert [row["train"] for row in rows] == [row["train"] for row in straight]
+    assert paused[2].at.images == sum(round(row["images_per_s"] * row["train_s"]) for row in rows)
+
+
 def test_the_test_split_is_closed_to_methods(start: Start) -> None:
     run, _, _ = start(Plain)
     with pytest.raises(ValueError, match="never sees the test split"):

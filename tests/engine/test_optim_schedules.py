@@ -213,3 +213,35 @@ def test_trainable_takes_each_parameter_once_and_nothing_else() -> None:
     assert [id(p) for p in trainable((net, net.weight, net))] == [id(net.weight), id(net.bias)]
     with pytest.raises(TypeError, match="modules and parameters, not Tensor"):
         trainable((torch.zeros(2),))
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw"])
+def test_fused_updates_are_right_whatever_the_strides(name: str) -> None:
+    """torch's fused optimizers on the CPU read parameter, gradient and state as flat memory."""
+
+    def make() -> nn.Conv2d:
+        torch.manual_seed(0)
+        return nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+
+    spec = recipe({"name": "constant"}, optimizer={"name": name, "lr": 0.1, "weight_decay": 0.01})
+    ours, theirs = make(), make()
+    driven = build_optimizers({"main": Opt((ours,))}, spec, epochs=1, steps_per_epoch=1)["main"]
+    plain = Opt((theirs,), kw={"foreach": False})
+    other = build_optimizers({"main": plain}, spec, epochs=1, steps_per_epoch=1)["main"].optimizer
+    assert driven.optimizer.param_groups[0]["fused"]
+    assert not other.param_groups[0].get("fused")
+    for step in range(4):
+        for net in (ours, theirs):
+            for p in net.parameters():
+                g = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+                p.grad = g.contiguous()
+        driven.align()
+        driven.optimizer.step()
+        other.step()
+        # a checkpoint keeps tensors without their strides
+        state = driven.optimizer.state_dict()
+        for kept in state["state"].values():
+            kept.update({k: v.contiguous() for k, v in kept.items() if isinstance(v, torch.Tensor)})
+        driven.load(state)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

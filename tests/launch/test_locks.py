@@ -160,6 +160,60 @@ def test_waiting_to_measure_keeps_new_epochs_from_starting(tmp_path: Path) -> No
     assert started.is_set()
 
 
+def test_a_trainer_sees_that_another_wants_to_measure(tmp_path: Path) -> None:
+    trainer, other = Turnstile(tmp_path, "cpu"), Turnstile(tmp_path, "cpu")
+    trainer.gate()
+    assert not trainer.wanted()
+    trainer._main.release()
+    with other.alone():
+        assert trainer.wanted()
+    assert not trainer.wanted()
+
+
+def test_measuring_waits_for_a_step_and_not_for_an_epoch(tmp_path: Path) -> None:
+    """Trainers of an endless epoch, two slots of one device: both let go after a step, neither starts another."""
+    stepping, ended, overlaps = [0], threading.Event(), []
+    guard = threading.Lock()
+
+    def train() -> None:
+        turnstile = Turnstile(tmp_path, "cuda")
+        turnstile.gate()
+        while not ended.is_set():
+            with guard:
+                stepping[0] += 1
+            time.sleep(0.001)
+            with guard:
+                stepping[0] -= 1
+            if turnstile.wanted():
+                turnstile.gate()
+        turnstile._main.close()
+
+    threads = [threading.Thread(target=train) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        with Turnstile(tmp_path, "cuda").alone():
+            overlaps.append(stepping[0])
+    ended.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert overlaps == [0, 0, 0]
+
+
+def test_processes_of_two_gpus_do_not_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    first, beside = (Turnstile(tmp_path, "cuda") for _ in range(2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    second = Turnstile(tmp_path, "cuda")
+    with first.alone():
+        assert beside.wanted()
+        assert not second.wanted()
+        second.gate()
+
+
 def test_the_lock_is_free_after_an_error_while_measuring(tmp_path: Path) -> None:
     one, two = Turnstile(tmp_path, "cpu"), Turnstile(tmp_path, "cpu")
     with pytest.raises(ValueError, match="broken"), one.alone():

@@ -23,6 +23,7 @@ from kdbench.matrix import (
     derive_seed,
     identity,
 )
+from kdbench.matrix.throughput import ThroughputItem
 
 leaves = (
     st.none()
@@ -246,6 +247,18 @@ def test_id_changes_with_every_key_of_the_recipe(key: str):
 )
 def test_id_does_not_depend_on_words_places_and_measurement(changes: dict[str, Any]):
     assert the_id(replace(SPEC, **changes)) == the_id()
+
+
+def test_how_speed_is_measured_is_the_cell_where_nothing_else_is():
+    def at(**changes: Any) -> str:
+        how = {"batch_sizes": [1, "auto"], "rounds": 3, **changes}
+        return the_id(replace(SPEC, throughput=ThroughputItem.model_validate(how)))
+
+    first = at(only=True)
+    assert first == at(only=True)
+    others = {at(only=True, batch_sizes=[2]), at(only=True, precisions=["bf16"]), at(only=True, rounds=4)}
+    assert len({first, the_id(), *others}) == 5
+    assert at(batch_sizes=[1]) == the_id()
 
 
 def test_id_of_a_known_cell():

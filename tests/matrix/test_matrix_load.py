@@ -192,6 +192,26 @@ REFUSED = [
         "recipe: quick\nthroughput: {batch_sizes: [1, 1]}",
         "m.yaml:7: throughput.batch_sizes: batch sizes must differ",
     ),
+    (
+        "recipe: quick",
+        "recipe: quick\nthroughput: {precisions: [bf16]}",
+        "m.yaml:7: throughput.precisions: 'precisions' needs 'only: true'",
+    ),
+    (
+        "recipe: quick",
+        "recipe: quick\nthroughput: {batch_sizes: [1, auto]}",
+        "m.yaml:7: throughput.batch_sizes: 'auto' needs 'only: true'",
+    ),
+    (
+        "recipe: quick",
+        "recipe: quick\nthroughput: {only: true, modes: [infer, infer]}",
+        "m.yaml:7: throughput.modes: modes must differ",
+    ),
+    (
+        "recipe: quick",
+        "recipe: quick\nthroughput: {only: true}",
+        "m.yaml:3: pairs: with 'throughput.only' nothing is trained: expected null for every teacher",
+    ),
     ("recipe: quick", "recipe: quick\nevaluators: [a, a]", "m.yaml:7: evaluators[1]: 'a' is given twice"),
     ("recipe: quick", "recipe: quick\ntimeout_s: 0", "m.yaml:7: timeout_s: expected a number greater than 0"),
     ("recipe: quick", "recipe: quick\ntimeout_s: .inf", "m.yaml:7: timeout_s: .inf is not a finite number"),

@@ -42,9 +42,12 @@ def test_what_the_shipped_matrices_hold():
     assert axes("cifar10-jpeg") == ({"vanilla", "kd", "dkd", "ab", "ofd", "fitnet"}, 18)
     speed = expand(load_matrix("throughput-timm")).cells
     assert len(speed) == len({c.student.name for c in speed}) == 40
-    assert all(c.teacher is None and c.recipe.epochs == 1 for c in speed)
-    assert speed[0].throughput is not None
-    assert speed[0].throughput.batch_sizes == (1, 64, 256)
+    assert all(c.teacher is None for c in speed)
+    how = speed[0].throughput
+    assert how is not None
+    assert how.only
+    assert (how.modes, how.precisions) == (("infer", "train"), ("fp32", "bf16"))
+    assert how.batch_sizes == (1, 64, 256, "auto")
 
 
 def test_the_commands_in_the_comments_work():

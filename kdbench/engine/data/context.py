@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from kdbench.engine.data.streaming import StreamingSplit, StreamingStream
 from kdbench.engine.data.views import CropFlip
 from kdbench.matrix.recipe import Recipe
 from kdbench.matrix.storage import choose_storage
+from kdbench.measure.cores import cores
 from kdbench.protocol.dataset import Dataset
 from kdbench.protocol.types import Batch, DataInfo, Stream
 
@@ -42,7 +42,7 @@ class DataContext:
         self._dataset, self._recipe, self._seed = dataset, recipe, seed
         self._storage = choose_storage(storage, info, recipe.augment.kind)
         self._views = views
-        self._workers = min(4, (os.cpu_count() or 2) - 1) if workers is None else workers
+        self._workers = min(4, cores() - 1) if workers is None else workers
         self.splits: dict[str, Split] = make_splits(
             dataset,
             info,

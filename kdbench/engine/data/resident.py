@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdbench.engine.data.origin import Origin
-from kdbench.engine.data.strong import strong_view
+from kdbench.engine.data.strong import strong_table, strong_view
 from kdbench.engine.data.views import CropFlip, epoch_order
-from kdbench.matrix.identity import derive_seed
 from kdbench.protocol.types import Batch, DataInfo
 
 
@@ -79,16 +78,20 @@ class ResidentStream:
         return full + (1 if rest and not self._drop_last else 0)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        order = epoch_order(self._seed, epoch, self._n).to(self._device)
+        shuffled = epoch_order(self._seed, epoch, self._n)
+        order = shuffled.to(self._device)
         names = ("", *self._views)
         tables = [self._crop.table(self._seed, epoch, self._n, v).to(self._device) for v in names]
+        strong = strong_table(self._seed, epoch, self._n) if "strong" in self._views else None
         for step in range(start, len(self)):
-            index = order[step * self._batch : (step + 1) * self._batch]
+            here = slice(step * self._batch, (step + 1) * self._batch)
+            index = order[here]
+            codes = None if strong is None else strong[shuffled[here]]
             ids = [table[index] for table in tables]
             main, *extra = (self._gather(index, views) for views in ids)
             x = self._normalise(main)
             views = tuple(
-                self._view(name, pixels, epoch, step) for name, pixels in zip(self._views, extra, strict=True)
+                self._view(name, pixels, codes) for name, pixels in zip(self._views, extra, strict=True)
             )
             y = self._labels[index] if self._labelled else None
             known = [None if name == "strong" else v for name, v in zip(names, ids, strict=True)]
@@ -99,9 +102,9 @@ class ResidentStream:
         """Return images (B, C, H, W), normalised, by number and view id, both (B,) int64."""
         return self._normalise(self._gather(index, view))
 
-    def _view(self, name: str, pixels: Tensor, epoch: int, step: int) -> Tensor:
-        if name == "strong":
-            pixels = strong_view(pixels, derive_seed(self._seed, "strong", epoch, step))
+    def _view(self, name: str, pixels: Tensor, codes: Tensor | None) -> Tensor:
+        if name == "strong" and codes is not None:
+            pixels = strong_view(pixels, codes)
         return self._normalise(pixels)
 
     def _gather(self, index: Tensor, view: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from kdbench.engine.data.origin import Origin
 from kdbench.engine.data.resident import pad_images
 from kdbench.engine.data.splits import Split
-from kdbench.engine.data.strong import strong_view
+from kdbench.engine.data.strong import strong_table, strong_view
 from kdbench.engine.data.views import CropFlip, epoch_order
 from kdbench.engine.seeds import seeded
 from kdbench.matrix.identity import derive_seed
@@ -44,6 +44,7 @@ class _Images(TorchDataset[Any]):
     def __init__(self, dataset: Dataset, split: Split, info: DataInfo, spec: dict[str, Any]) -> None:
         self.dataset, self.split, self.info, self.spec = dataset, split, info, spec
         self._tables: dict[tuple[int, str], Tensor] = {}
+        self._composed: dict[str, Any] = {}
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int, list[Tensor]]:
         epoch, at = key
@@ -67,7 +68,9 @@ class _Images(TorchDataset[Any]):
             random.seed(seed)
             np.random.seed(seed % 2**32)  # timm's RandAugment chooses its operations by numpy
             with seeded(seed):
-                return self._compose(view)(image)
+                if view not in self._composed:
+                    self._composed[view] = self._compose(view)
+                return self._composed[view](image)
         finally:
             random.setstate(before)
             np.random.set_state(numpy_before)
@@ -82,7 +85,7 @@ class _Images(TorchDataset[Any]):
         if flip:
             pixels = pixels.flip(1)
         if view == "strong":
-            pixels = strong_view(pixels[None], derive_seed(self.spec["seed"], "strong", epoch, at))[0]
+            pixels = strong_view(pixels[None], self._operations(epoch)[at][None])[0]
         mean, std = torch.tensor(self.info.mean), torch.tensor(self.info.std)
         return pixels.float().div_(255).sub_(mean).div_(std).permute(2, 0, 1)
 
@@ -93,6 +96,12 @@ class _Images(TorchDataset[Any]):
                 self.spec["seed"], epoch, len(self.split), view
             )
         return self._tables[epoch, view]
+
+    def _operations(self, epoch: int) -> Tensor:
+        if (epoch, "operations") not in self._tables:
+            table = strong_table(self.spec["seed"], epoch, len(self.split))
+            self._tables[epoch, "operations"] = table
+        return self._tables[epoch, "operations"]
 
     def _compose(self, view: str) -> Any:
         from timm.data.transforms_factory import create_transform

@@ -124,7 +124,7 @@ def nothing_undeclared(subject: Subject) -> str:
         raise Failed(f"without data, as the planner does it, setup() {raised(e)}") from e
     needs = bench.needs
     missing = [name for name, there in (("index", needs.index), ("labels", needs.labels)) if not there]
-    if needs.teachers and needs.reads != "features":
+    if needs.teachers and needs.reads in ("logits", "pooled"):
         missing.append("features of teachers" if needs.reads == "pooled" else "more of teachers than logits")
     if needs.data == "none":
         missing = ["training images"]

@@ -1,0 +1,32 @@
+"""Earlier results of a cell are moved out of the way; nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from kdbench.launch.planned import PlannedCell
+
+
+def put_aside(folder: Path) -> None:
+    """Move the cell's record to ``previous/``."""
+    previous = folder / "previous"
+    previous.mkdir(exist_ok=True)
+    (folder / "result.json").rename(previous / f"result-{len(list(previous.iterdir())) + 1}.json")
+
+
+def set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
+    """Make way for a cell that runs again; with `keep_done` a finished one keeps its record."""
+    path = cell.folder / "result.json"
+    if path.exists():
+        done = False
+        with contextlib.suppress(ValueError):
+            done = json.loads(path.read_text()).get("status") == "done"
+        if done and keep_done:
+            return
+        put_aside(cell.folder)
+    # a cell that was killed or ran out of memory or time goes on where it was; a result that is made anew,
+    # or that failed by its own code, starts from nothing
+    if cell.status in ("done", "failed", "diverged"):
+        (cell.folder / "checkpoint.safetensors").unlink(missing_ok=True)

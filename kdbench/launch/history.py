@@ -1,0 +1,50 @@
+"""What the run folder knows of how long cells take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from kdbench.engine.cellspec import CellFile
+from kdbench.errors import KdbenchError
+from kdbench.launch.forecast import Forecast, Seen, seen_in, size_of
+from kdbench.launch.planned import Plan, costs
+from kdbench.results.store import read_record_dict
+
+#: Records of cells that the matrix no longer has, of which at most so many are read.
+MOST_FORMER = 200
+
+
+def forecast_of(plan: Plan, device: str | None = None) -> Forecast:
+    """Return a forecast of the plan's cells, with what their records and those of former cells tell.
+
+    Args:
+        device: take only records made on this kind of device; None: those of the kind that most were made on.
+    """
+    sizes = {cell.id: size_of(cell.file, cell.images, cell.macs) for cell in plan.cells}
+    found: list[tuple[str | None, Seen]] = []
+    for cell in plan.cells:
+        seen = None if cell.seen is None else seen_in(sizes[cell.id], cell.seen, cell.seen["elapsed_s"])
+        if cell.seen is not None and seen is not None:
+            found.append((cell.seen["device"], seen))
+    found += _former(plan)
+    kinds = [kind for kind, _ in found]
+    wanted = device or max(dict.fromkeys(kinds), key=kinds.count, default=None)
+    return Forecast(sizes, (seen for kind, seen in found if kind == wanted))
+
+
+def _former(plan: Plan) -> Iterator[tuple[str | None, Seen]]:
+    """Yield what cells tell that were run before the matrix was changed; epochs and method may be others now."""
+    here = {cell.id for cell in plan.cells}
+    images = {cell.file.dataset.model_dump_json(): cell.images for cell in plan.cells}
+    others = (folder for folder in plan.run.cell_folders() if folder.name not in here)
+    for folder in islice(others, MOST_FORMER):
+        try:
+            cell = CellFile.model_validate_json((folder / "cell.json").read_bytes())
+            record = costs(read_record_dict(folder / "result.json"))
+        except (OSError, ValueError, KdbenchError):
+            continue
+        size = size_of(cell, images.get(cell.dataset.model_dump_json()))
+        seen = seen_in(size, record, record["elapsed_s"]) if size.images else None
+        if seen is not None:
+            yield record["device"], seen

@@ -1,0 +1,70 @@
+"""``precision: auto`` is settled before cells have ids."""
+
+import pytest
+from matrices import RECIPE, write_matrix
+
+from kdbench.engine.precision import Precision, automatic
+from kdbench.errors import KdbenchError
+from kdbench.launch.plan import Planner
+from kdbench.launch.precision import settle
+from kdbench.matrix import expand, load_matrix
+from kdbench.registry import Registry
+from kdbench.results.store import RunFolder
+
+
+class Asked:
+    """A resolver that knows one answer, and keeps the questions."""
+
+    def __init__(self, **answer):
+        self.answer, self.questions = {"error": None, **answer}, []
+
+    def ask(self, questions):
+        self.questions += questions
+        return [self.answer]
+
+
+@pytest.fixture
+def load(tmp_path):
+    def make(precision, **overrides):
+        recipe = {**RECIPE, "precision": precision}
+        path = write_matrix(tmp_path / "m.yaml", name="m", recipe=recipe, **overrides)
+        return load_matrix(str(path))
+
+    return make
+
+
+def test_one_answer_holds_for_all_cells_and_their_teachers(load):
+    resolver = Asked(auto="bf16")
+    cells = settle(expand(load("auto", methods=["vanilla", "kd"], seeds=2)).cells, resolver, "cuda")
+    assert {c.recipe.precision for c in cells} == {"bf16"}
+    assert {c.teacher.recipe.precision for c in cells if c.teacher} == {"bf16"}
+    assert [q["device"] for q in resolver.questions] == ["cuda"]
+
+
+def test_nothing_is_asked_where_every_recipe_says(load):
+    resolver = Asked(auto="bf16")
+    cells = list(expand(load("fp32")).cells)
+    assert settle(cells, resolver, "cpu") == cells
+    assert resolver.questions == []
+
+
+def test_a_device_that_is_not_there_is_an_error(load):
+    with pytest.raises(KdbenchError, match="no usable CUDA"):
+        settle(expand(load("auto")).cells, Asked(error="no usable CUDA device"), "cuda")
+
+
+def test_the_cell_id_is_that_of_the_precision_itself(load, tmp_path):
+    def ids(precision):
+        run = RunFolder(tmp_path / "run")
+        plan = Planner(Registry.load(), load(precision), run, (), "cpu").plan()
+        assert {c.file.recipe.precision for c in plan.cells} <= {"fp32", "bf16"}
+        return {c.id for c in plan.cells}
+
+    assert ids("auto") == ids(automatic("cpu"))
+
+
+def test_it_never_reaches_the_engine():
+    import torch
+
+    with pytest.raises(KdbenchError, match="auto"):
+        Precision("auto", torch.device("cpu"))

@@ -1,0 +1,176 @@
+"""Two sets of records: pairing, hardware, versions, what is missing or broken."""
+
+from __future__ import annotations
+
+import pytest
+from factories import make_record, make_speed_record, make_speed_row
+
+from kdbench.cli.compare import record_regressions
+from kdbench.leaderboard.compare import compare_records
+from kdbench.results.schema import Record
+
+CPU = {"device": "cpu", "threads": 1}
+
+
+def records(*, shift=0.0, ratio=1.0, seeds=3, **kw):
+    """Seeds around 72 with a spread of their own, shifted by `shift` and as fast as `ratio`."""
+    made = []
+    for seed in range(seeds):
+        wobble = (0.1, -0.05, 0.02, 0.0)[seed % 4] if shift or ratio != 1.0 else 0.0
+        given = {
+            "top1": 72.0 + 3 * seed + shift + wobble,
+            "step_ms": (10.0 + seed) / (ratio * (1 + wobble / 50)),
+        }
+        given |= kw
+        given["environment"] = {**CPU, **kw.get("environment", {})}
+        made.append(Record.model_validate(make_record(seed=seed, **given)))
+    return made
+
+
+def only(found):
+    (line,) = found.lines
+    return line
+
+
+def test_equal_sets_have_no_difference():
+    line = only(compare_records(records(), records()))
+    assert line.name == ("digits", line.name[1], "kd")
+    assert line.seeds == [0, 1, 2]
+    assert (line.accuracy.value, line.accuracy.significant) == (0.0, False)
+    assert set(line.speeds) == {"train", "infer b1", "infer b64"}
+    assert all(s.value == 1.0 for s in line.speeds.values())
+    assert line.notes == []
+
+
+def test_a_loss_of_accuracy_is_significant_although_the_seeds_differ_by_more():
+    found = compare_records(records(), records(shift=-1.0))
+    line = only(found)
+    assert line.accuracy.value == pytest.approx(-1.0, abs=0.1)
+    assert line.accuracy.significant
+    assert len(record_regressions(found, 0.5, None)) == 1
+    assert record_regressions(found, 1.5, None) == []
+
+
+def test_a_gain_is_no_regression():
+    assert record_regressions(compare_records(records(), records(shift=1.0, ratio=1.5)), 0.0, 0.0) == []
+
+
+def test_speed_is_a_ratio_of_training_throughput():
+    found = compare_records(records(), records(ratio=0.8))
+    assert only(found).speeds["train"].value == pytest.approx(0.8, rel=0.01)
+    assert [r for r in record_regressions(found, 9.0, 0.05) if "train -" in r]
+    assert record_regressions(found, 9.0, 0.3) == []
+    assert record_regressions(found, 9.0, None) == []
+
+
+def test_one_seed_is_never_significant():
+    found = compare_records(records(seeds=1), records(seeds=1, shift=-5.0))
+    assert not only(found).accuracy.significant
+    assert record_regressions(found, 0.0, 0.0) == []
+
+
+@pytest.mark.parametrize("other", [{"device_name": "Other CPU"}, {"threads": 2}])
+def test_speeds_of_different_hardware_are_not_compared(other):
+    found = compare_records(records(), records(ratio=0.1, environment=other))
+    line = only(found)
+    assert line.speeds == {}
+    assert line.accuracy is not None
+    assert any(note.startswith("speeds not compared") for note in line.notes)
+    assert any(note.startswith("hardware: ") for note in found.notes)
+    assert record_regressions(found, 9.0, 0.0) == []
+
+
+def test_records_of_two_versions_find_each_other():
+    new = records(environment={"torch": "2.16.0"})
+    for record in new:
+        record.identity["method"]["version"] = "9.9"
+        record.cell_id = record.cell_id[::-1]
+    found = compare_records(records(), new)
+    assert only(found).seeds == [0, 1, 2]
+    assert only(found).notes == []
+    assert "torch: 2.15.0 in A, 2.16.0 in B" in found.notes
+
+
+def test_what_else_differs_is_said():
+    recipe = {"epochs": 3, "optimizer": {"name": "momentum", "lr": 0.1}, "precision": "fp32"}
+    line = only(compare_records(records(), records(recipe=recipe)))
+    assert line.notes == ["not the same cells: recipe.optimizer.lr 0.05 and 0.1"]
+
+
+def test_a_name_that_two_cells_share_is_resolved_by_the_identity():
+    other = {"epochs": 9, "optimizer": {"name": "momentum", "lr": 0.05}, "precision": "fp32"}
+    both = [*records(), *records(top1=50.0, recipe=other)]
+    found = compare_records(both, list(reversed(both)))
+    assert [line.seeds for line in found.lines] == [[0, 1, 2]] * 2
+    assert [line.accuracy.value for line in found.lines] == [0.0, 0.0]
+    assert sorted(line.accuracy.a for line in found.lines) == [50.0, 75.0]
+
+
+def test_of_two_records_of_a_cell_the_newest_counts():
+    old = records(seeds=1, top1=10.0, finished_at="2020-01-01T00:00:00+00:00")
+    found = compare_records([*records(seeds=1), *old], records(seeds=1))
+    assert only(found).accuracy.a == 72.0
+    assert found.notes == ["A holds 1 older record(s) of the same cells, which do not count"]
+
+
+def test_a_cell_that_broke_is_a_regression_and_the_others_still_count():
+    failed = Record.model_validate(make_record(seed=2, status="diverged", environment=CPU))
+    found = compare_records(records(), [*records()[:2], failed])
+    line = only(found)
+    assert line.seeds == [0, 1]
+    assert line.broken == {2: "diverged"}
+    (text,) = record_regressions(found, 9.0, None)
+    assert text.endswith("seed 2: done in A, diverged in B")
+    assert record_regressions(compare_records([failed], records()), 0.0, 0.0) == []
+
+
+def test_what_one_side_lacks_is_listed():
+    found = compare_records(records(), [*records(seeds=2), *records(method="dkd", seeds=1)])
+    assert only(found).seeds == [0, 1]
+    assert [name.split(", ")[-2:] for name in found.only_a] == [["kd", "seed 2"]]
+    assert [name.split(", ")[-2:] for name in found.only_b] == [["dkd", "seed 0"]]
+
+
+def speed_record(*rows, student="small", seed=0, **environment):
+    return Record.model_validate(make_speed_record(student, list(rows), seed=seed, **environment))
+
+
+def scaled(ratio, **kw):
+    return make_speed_row(samples_ms=[ms / ratio for ms in (63.8, 63.9, 64.0, 64.1, 64.2)], **kw)
+
+
+def test_cells_that_measure_speed_only_are_compared_by_their_rounds():
+    a = speed_record(scaled(1.0), scaled(1.0, mode="train", batch_size=8))
+    b = speed_record(scaled(0.8), scaled(1.0, mode="train", batch_size=8))
+    found = compare_records([a], [b])
+    line = only(found)
+    assert line.accuracy is None
+    assert set(line.speeds) == {"infer fp32 b64", "train fp32 b8"}
+    slower = line.speeds["infer fp32 b64"]
+    assert slower.value == pytest.approx(0.8)
+    assert slower.significant
+    assert not line.speeds["train fp32 b8"].significant
+    assert len(record_regressions(found, 0.0, 0.05)) == 1
+    assert record_regressions(found, 0.0, 0.25) == []
+
+
+def test_a_difference_within_the_drift_is_none():
+    line = only(
+        compare_records([speed_record(scaled(1.0))], [speed_record(scaled(0.9, drift_percent=-15.0))])
+    )
+    speed = line.speeds["infer fp32 b64"]
+    assert speed.value == pytest.approx(0.9)
+    assert not speed.significant
+
+
+def test_speeds_alone_of_different_hardware_are_not_compared():
+    line = only(compare_records([speed_record(scaled(1.0))], [speed_record(scaled(0.5), threads=2)]))
+    assert line.speeds == {}
+    assert any(note.startswith("speeds not compared") for note in line.notes)
+
+
+def test_a_speed_that_is_lost_is_a_regression():
+    gone = make_speed_row(status="oom", images_per_s=None, step_ms=None, samples_ms=[])
+    found = compare_records([speed_record(scaled(1.0))], [speed_record(gone)])
+    assert only(found).lost == ["infer fp32 b64: done in A, oom in B"]
+    assert len(record_regressions(found, 0.0, None)) == 1
