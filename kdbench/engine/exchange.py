@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kdbench.engine.clock import TurnClock, wait
 from kdbench.engine.data.context import DataContext
-from kdbench.engine.data.origin import Origin
 from kdbench.engine.data.resident import ResidentStream
 from kdbench.engine.twins import Twins
 from kdbench.protocol.types import Batch, Stream
@@ -96,7 +95,7 @@ class Hand(Common):
         self._step = at
         self._given = [(name, t, t._version) for name, t in zip(("", *views), (x, *extra), strict=True)]
         more = {key: twin(v) if isinstance(v, Tensor) else v for key, v in batch.extra.items()}
-        origin = batch.origin.moved((x, *extra)) if isinstance(batch.origin, Origin) else None
+        origin = None if batch.origin is None else batch.origin.of((x, *extra))
         return Batch(x, y, index, tuple(extra), more, origin)
 
     def find(self, x: Any) -> tuple[Position, str] | None:

@@ -216,17 +216,16 @@ class Session:
         return arranged
 
     def _told(self, jobs: Sequence[Job], total: int) -> list[str]:
-        """Return what people should know of who shares what."""
+        """Return what people should know of teachers and of who shares what."""
         ids = {c.cell_id for j in jobs for c in (j.gang or (j,))}
-        open_cells = [c for c in self._plan.cells if c.id in ids]
-        lines = describe(open_cells, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
+        chosen = [c for c in self._plan.cells if c.id in ids]
+        lines = describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
         line = told(jobs, total)
         return [*lines, line] if line else lines
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""
-        jobs = self._preview()
-        return self._told(jobs, len(self.open_cells()))
+        return self._told(self._preview(), len(self.open_cells()))
 
     def expected(self) -> str:
         """Return a line on how long the open cells will take."""

@@ -136,6 +136,11 @@ def test_record_says_what_came_from_where(cells: Cells) -> None:
     assert (mixed.cached_forwards, mixed.online_forwards) == (steps, steps)  # strong views are no table's
     plain = cells.run("kd", "off").cost
     assert plain is not None
+    assert second.teacher_share is not None
+    assert plain.teacher_share is not None
+    assert mixed.teacher_share is not None
+    assert second.teacher_share < plain.teacher_share
+    assert second.teacher_share < mixed.teacher_share
     assert (plain.fill_s, plain.cached_forwards, plain.online_forwards) == (None, None, None)
 
 

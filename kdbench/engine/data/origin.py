@@ -19,9 +19,9 @@ class Origin:
         self._index = index
         self._made = [(x, x._version, ids) for x, ids in made]
 
-    def moved(self, copies: Iterable[Tensor]) -> Origin:
-        """Return the origin of copies of the batch's tensors, in their order."""
-        return Origin(self._index, [(x, ids) for x, (_, _, ids) in zip(copies, self._made, strict=True)])
+    def of(self, copies: Iterable[Tensor]) -> Origin:
+        """Return the origin of copies of the batch's tensors, in the same order."""
+        return Origin(self._index, ((x, ids) for x, (_, _, ids) in zip(copies, self._made, strict=True)))
 
     def find(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (image numbers, view ids) of `x`, if it is one of the batch's tensors, as it was made."""
