@@ -72,7 +72,7 @@ def table_of(rows: list[dict[str, Any]], title: str, reference: str | None, *, a
     versus = f"x {reference}" if reference else "ratio"
     numbers = ["step, ms", "IQR", versus, "of epochs", "epoch, s", "images/s", "peak, MiB", "loaders"]
     for head in [*numbers, *(["top-1, %"] if accuracy else [])]:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         if "missing" in row:
             table.add_row(row["contender"], "-")
