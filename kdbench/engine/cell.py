@@ -253,6 +253,7 @@ class CellTrainer:
                 )
                 self.warnings += warned
             share = self._teacher_share(run, at)
+        self.warnings += run.notes()
         record = Record(
             cell_id=cell.cell_id,
             status="done",
@@ -336,9 +337,10 @@ class CellTrainer:
             extra_params=extra_parameters(method, run),
             epochs=at.total_epochs,
             steps=at.global_step,
-            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s) / 3600,
+            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s + at.compile_s) / 3600,
             peak_memory_mb=None if self.sharing.several else peak_memory_mb(self.device),
             shared_s=at.shared_s or None,
+            compile_s=None if run.compiler is None else at.compile_s,
             fill_s=at.fill_s if self.cell.teacher_cache else None,
             cached_forwards=at.answered if self.cell.teacher_cache else None,
             online_forwards=at.taught - at.answered if self.cell.teacher_cache else None,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.batchnorm import batch_statistics
 from kdbench.engine.branch import branch
+from kdbench.engine.compiled import MODES, Compiler
 from kdbench.engine.contract import check_total
 from kdbench.engine.divergence import Terms
 from kdbench.engine.handle import Captured, NetHandle
@@ -58,6 +59,8 @@ class CellRun:
         self.optimizers: dict[str, Driven] = {}
         self.teacher_bn: Literal["eval", "batch"] = "eval"
         self.precision = Precision("fp32" if probing else recipe.precision, device)
+        mode = recipe.compile
+        self.compiler = Compiler(mode, device) if mode in MODES and not probing else None
         self.terms = Terms(device)
         self._build_student, self._build_assistant = build_student, build_assistant
         self._labels: Tensor | None = None
@@ -86,6 +89,19 @@ class CellRun:
     def frac(self) -> float:
         return (self.epoch + self.step_in_epoch / max(1, self.steps_per_epoch)) / max(1, self.phase_epochs)
 
+    def begin_step(self) -> None:
+        """Tell what keeps tensors from step to step that the last one is over."""
+        if self.compiler is not None:
+            self.compiler.step()
+
+    def notes(self) -> list[str]:
+        """Return what a reader of the record should know."""
+        return [] if self.compiler is None else list(self.compiler.notes)
+
+    def take_compile_s(self) -> float:
+        """Return the seconds of compiling since the last call."""
+        return 0.0 if self.compiler is None else self.compiler.take()
+
     def handles(self) -> list[NetHandle]:
         """All handles: teachers, then students."""
         return [*self.teachers, *self.students.values()]
@@ -93,9 +109,10 @@ class CellRun:
     def lock(self) -> None:
         """End of setup: no further students or taps."""
         for handle in self.handles():
-            handle.locked = True
+            handle.locked, handle.compiler = True, self.compiler
         for handle in self.teachers:
             handle.frozen.mark()
+            handle.only_frozen, handle.frozen.always = True, self.compiler is not None
 
     def new_student(
         self, name: str, *, share: Literal["none", "all_but_last"] = "none", seed: int = 0

@@ -31,24 +31,30 @@ class Frozen:
     def __init__(self, net: nn.Module, size: tuple[int, ...], device: torch.device) -> None:
         self._net, self._size, self._device = net, size, device
         self._pairs: list[tuple[str, str]] | None = None
+        self._looked = False
         self._modules = list(net.modules())
         self._stamp: list[Any] = []
         self._copies: dict[torch.dtype | None, nn.Module] = {}
+        self._stale = False
         self._made = 0
+        #: whether a copy serves that has nothing folded, too
+        self.always = False
 
     def net(self, sites: Iterable[Site] = ()) -> nn.Module | None:
         """Return the network to run under the present autocast, or None for the network itself."""
         if self._made > REMADE or self._disturbed():
             return None
-        if self._pairs is None:
-            self._pairs = self._find()
+        if not self._looked:
+            self._pairs, self._looked = self._find(), True
         if not self.serves(sites):
             return None
         stamp = self._now()
         if stamp != self._stamp:
-            self._copies.clear()
-            self._stamp = stamp
+            self._stamp, self._stale = stamp, True
             self._made += 1
+        if self._stale:
+            self._copies = {dtype: self._renewed(old, dtype) for dtype, old in self._copies.items()}
+            self._stale = False
         kind = torch.get_autocast_dtype(self._device.type)
         dtype = kind if torch.is_autocast_enabled(self._device.type) else None
         if dtype not in self._copies:
@@ -57,17 +63,16 @@ class Frozen:
 
     def mark(self) -> None:
         """Count from here how often the network was written into; before, it is still being made."""
-        self._stamp = self._now()
-        self._copies.clear()
+        self._stamp, self._stale = self._now(), True
         self._made = 0
 
     def forget(self) -> None:
         """Make the copy anew when it is next asked for: torch does not count writes through ``.data``."""
-        self._copies.clear()
+        self._stale = True
 
     def serves(self, sites: Iterable[Site]) -> bool:
         """Return whether all sites can be read on the copy."""
-        if not self._pairs:
+        if not self._pairs and (self._pairs is None or not self.always):
             return False
         first, second = ({p[k] for p in self._pairs} for k in (0, 1))
         return not any(
@@ -79,16 +84,16 @@ class Frozen:
         generator = torch.Generator().manual_seed(0)
         return torch.randn((2, *self._size), generator=generator).to(self._device)
 
-    def _find(self) -> list[tuple[str, str]]:
-        """Return what can be folded; nothing where the network does not allow a copy that agrees with it."""
+    def _find(self) -> list[tuple[str, str]] | None:
+        """Return what can be folded; None where the network does not allow a copy that agrees with it."""
         x = self._images()
         with seeded(0), torch.autocast(self._device.type, enabled=False):
             try:
                 pairs = foldable(self._net, x)
-                if pairs and not agrees(self._net, folded(self._net, pairs), x):
-                    return []
+                if (pairs or self.always) and not agrees(self._net, folded(self._net, pairs), x):
+                    return None
             except Exception:  # a network that cannot be copied or looked into is run as it is
-                return []
+                return None
         return pairs
 
     def _copy(self, dtype: torch.dtype | None) -> nn.Module:
@@ -105,6 +110,18 @@ class Frozen:
                         setattr(module, name, nn.Parameter(value.to(dtype), requires_grad=False))
         return net
 
+    def _renewed(self, old: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+        """Return a copy with the weights of today: the old one where it can be, which may be compiled."""
+        new = self._copy(dtype)
+        pairs = list(zip(_tensors(old), _tensors(new), strict=False))
+        if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+            return new
+        with torch.no_grad():
+            for a, b in pairs:
+                if a is not b:
+                    a.copy_(b)
+        return old
+
     def _disturbed(self) -> bool:
         return any(
             m.training
@@ -120,6 +137,10 @@ class Frozen:
                 if t is not None:
                     out.append((t.data_ptr(), t._version))
         return out
+
+
+def _tensors(net: nn.Module) -> list[Tensor]:
+    return [*net.parameters(), *net.buffers()]
 
 
 def _only_ours(hooks: Iterable[Any]) -> bool:

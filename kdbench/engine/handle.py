@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine.compiled import Compiler
 from kdbench.engine.frozen import Frozen
 from kdbench.engine.normalise import Normalisation
 from kdbench.engine.taps import Site, deliver, feature_info, resolution_stages, resolve
@@ -57,6 +58,9 @@ class NetHandle:
         self._classifier_path = paths[0] if paths else None
         self.frozen = Frozen(net, self._size, device)
         self.num_features = 0 if self.classifier is None else self._pooled_width()
+        #: compiles passes; with `only_frozen` those of the copy for passes without gradient only
+        self.compiler: Compiler | None = None
+        self.only_frozen = False
         #: what the network's weights expect, where its input is converted to it
         self.normalisation: Normalisation | None = None
 
@@ -79,6 +83,10 @@ class NetHandle:
         """
         sites = tuple(sites)
         net = (self.frozen.net(sites) if frozen else None) or self.net
+        if self.compiler is not None and (net is not self.net or not self.only_frozen):
+            given = self.compiler(self.name, net, sites, self._classifier_of(net), x, head or not sites)
+            if given is not None:
+                return Captured(*given)
         raw: dict[tuple[str, int, str], Tensor] = {}
         pooled: list[Tensor] = []
         logits = None

@@ -42,6 +42,7 @@ class Progress:
     setup_s: float = 0.0
     shared_s: float = 0.0
     fill_s: float = 0.0
+    compile_s: float = 0.0
     taught: int = 0
     answered: int = 0
     epoch_s: float = 0.0
@@ -168,6 +169,7 @@ class Loop:
             if batch is _END:
                 break
             run.batch = batch
+            run.begin_step()
             for driven in run.optimizers.values():
                 driven.set_update(run.epoch * run.steps_per_epoch + at.step)
             parts = self._step(step_fn, batch, phase)
@@ -218,7 +220,9 @@ class Loop:
 
     def _count(self, began: float, images: int) -> None:
         wait(self.run.device)
-        seconds = self._clock() - began
+        compiling = self.run.take_compile_s()
+        seconds = self._clock() - began - compiling
+        self.at.compile_s += compiling
         self.at.shared_s += self._clock.take()
         self.at.train_s += seconds
         self.at.epoch_s += seconds

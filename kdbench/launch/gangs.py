@@ -50,7 +50,7 @@ def arrange(jobs: Sequence[Job], cells: Mapping[str, CellFile], wish: Wish, work
     if limit < 2:
         return list(jobs)
     waited_for = {cell for j in jobs for cell in j.after}
-    alone = waited_for | {j.cell_id for j in jobs if cells[j.cell_id].only_speed}
+    alone = waited_for | {j.cell_id for j in jobs if _alone(cells[j.cell_id])}
     free = [j for j in jobs if j.cell_id not in alone]
     groups = _groups(free, cells)
     sizes = range(1, limit + 1) if wish == "auto" else [limit]
@@ -66,6 +66,12 @@ def told(arranged: Sequence[Job], total: int) -> str | None:
         return None
     gangs = "1 gang" if len(sizes) == 1 else f"{len(sizes)} gangs"
     return f"{sum(sizes)} of {total} cells share batches and teacher, in {gangs}"
+
+
+def _alone(cell: CellFile) -> bool:
+    """Return whether a cell has nothing to share, or would not be what it is alone."""
+    # a compiler makes other code, with other last bits, of a teacher that is read at more places
+    return cell.only_speed or cell.recipe.compile != "none"
 
 
 def _groups(jobs: Sequence[Job], cells: Mapping[str, CellFile]) -> list[list[Job]]:
