@@ -103,7 +103,6 @@ def run_matrix(
     from kdbench.launch.plan import Planner
     from kdbench.launch.progress import make_progress
     from kdbench.launch.session import Options, Session
-    from kdbench.launch.teacher_plan import describe
     from kdbench.matrix import load_matrix
     from kdbench.results.store import RunFolder
 
@@ -131,7 +130,7 @@ def run_matrix(
     session = Session(registry, plan, options, make_progress())
     if dry_run:
         _print_plan(plan, session.open_cells())
-        if (line := session.sharing()) is not None:
+        for line in session.sharing():
             click.echo(line)
         if session.open_cells():
             click.echo(session.expected())
@@ -148,8 +147,6 @@ def run_matrix(
         click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")
         _point(plan, sinks)
         sys.exit(_exit_code(plan))
-    for line in describe(session.open_cells(), plan.cells):
-        click.echo(line, err=True)
     interrupted = session.run()
     if interrupted:
         click.echo(f"interrupted; `{_again()}` goes on from here", err=True)
@@ -214,8 +211,6 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from kdbench.launch.teacher_plan import describe
-
     table = Table(title=f"{plan.matrix.matrix.name}: {len(plan.cells)} cells, {_counts(plan)}")
     for column in ("status", "method", "pair", "data set", "seed", "cell"):
         table.add_column(column)
@@ -231,8 +226,6 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     for cell in plan.cells:
         if cell.status == "not_applicable":
             click.echo(f"not applicable: {cell.label}: {cell.reason}")
-    for line in describe(open_cells, plan.cells):
-        click.echo(line)
     click.echo(f"{len(open_cells)} cell(s) would run")
 
 

@@ -310,16 +310,18 @@ class CellTrainer:
     def _teacher_share(self, run: CellRun, at: Progress) -> float | None:
         if not run.teachers or not at.global_step:
             return None
-        step_s = at.train_s / at.global_step
-        if self.cell.teacher_cache:
-            # a table knows training images only
-            run.batch = next(iter(run.task_data.streams["train"].epoch(0)))
-            x = run.batch.x
-        else:
-            (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
-        with run.amp():
-            forward_s = median_seconds(lambda: [run.teach(t, x) for t in run.teachers], self.device)
-        return min(1.0, forward_s / step_s)
+        (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
+
+        def seconds(images: torch.Tensor) -> float:
+            with run.amp():
+                return median_seconds(lambda: [run.teach(t, images) for t in run.teachers], self.device)
+
+        if self.cell.teacher_cache is None:
+            return min(1.0, seconds(x) * at.global_step / at.train_s)
+        # a table knows training images only
+        run.batch = next(iter(run.task_data.streams["train"].epoch(0)))
+        spent = at.answered * seconds(run.batch.x) + (at.taught - at.answered) * seconds(x)
+        return min(1.0, spent / len(run.teachers) / at.train_s)
 
     def _cost(self, run: CellRun, method: Method, at: Progress, share: float | None) -> Cost:
         steps_ms = sorted(row["step_ms"] for row in at.rows)

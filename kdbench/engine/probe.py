@@ -44,7 +44,7 @@ class Verdict:
     reads: str = "all"
     #: whether the method reads training images, and which further views of them
     real_data: bool = True
-    views: tuple[str, ...] = ()
+    views: list[str] = field(default_factory=list)
     #: width of the pooled feature of each teacher, where the networks were built
     pooled: list[int] = field(default_factory=list)
     reason: str | None = None
@@ -72,7 +72,7 @@ def resolve_method(registry: Registry, name: str, preset: str | None, params: Ma
         route=needs.route,
         reads=needs.reads,
         real_data=needs.data == "real",
-        views=needs.views,
+        views=list(needs.views),
     )
 
 

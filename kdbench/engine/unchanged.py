@@ -35,6 +35,11 @@ class Unchanged:
     def _look(self) -> list[Any]:
         out: list[Any] = []
         for m in self._net.modules():
-            out.append((id(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks)))
-            out += [id(t) for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+            hooks = len(m._forward_hooks), len(m._forward_pre_hooks)
+            out.append((id(m), m.training, *hooks, "forward" in m.__dict__))
+            out += [
+                (id(t), t.data_ptr())
+                for t in (*m._parameters.values(), *m._buffers.values())
+                if t is not None
+            ]
         return out

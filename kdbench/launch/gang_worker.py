@@ -93,8 +93,13 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
         return code != NO_SPACE
 
     gang = Gang(folders, registry, hooks, ended)
-    for folder in gang.run():
-        report({"event": "released", "cell_id": cells[folder].cell_id, "why": "room"})
+    try:
+        for folder in gang.run():
+            report({"event": "released", "cell_id": cells[folder].cell_id, "why": "room"})
+    finally:
+        turnstile.close()
+        for folder in list(locks):
+            unlock(folder)
     return next((c for c in (BROKEN, NO_SPACE, INTERRUPTED) if c in codes), DONE)
 
 

@@ -14,6 +14,9 @@ from kdbench.hooks import Job
 #: Most cells of a gang: the teacher's share of each shrinks with their number, the memory grows with it.
 MOST = 8
 
+#: What making batches of a stream costs beside a student's step; those of a resident set cost nearly nothing.
+STREAM = 0.5
+
 Wish = Literal["auto", "off"] | int
 
 
@@ -47,12 +50,13 @@ def arrange(jobs: Sequence[Job], cells: Mapping[str, CellFile], wish: Wish, work
     if limit < 2:
         return list(jobs)
     waited_for = {cell for j in jobs for cell in j.after}
-    free = [j for j in jobs if j.cell_id not in waited_for]
+    alone = waited_for | {j.cell_id for j in jobs if cells[j.cell_id].only_speed}
+    free = [j for j in jobs if j.cell_id not in alone]
     groups = _groups(free, cells)
     sizes = range(1, limit + 1) if wish == "auto" else [limit]
     plans = [[_job(part, cells) for group in groups for part in _parts(group, n)] for n in sizes]
     best = min(plans, key=lambda plan: _end(plan, workers))
-    return [*(j for j in jobs if j.cell_id in waited_for), *best]
+    return [*(j for j in jobs if j.cell_id in alone), *best]
 
 
 def told(arranged: Sequence[Job], total: int) -> str | None:
@@ -73,7 +77,9 @@ def _groups(jobs: Sequence[Job], cells: Mapping[str, CellFile]) -> list[list[Job
     by_data: dict[str, dict[str, list[Job]]] = {}
     for job in jobs:
         cell = cells[job.cell_id]
-        teacher = _text(cell.teachers[0].model_dump()) if cell.teachers else ""
+        # who reads its teacher from a table asks it rarely or never
+        asks = cell.teachers and cell.teacher_cache is None
+        teacher = _text(cell.teachers[0].model_dump()) if asks else ""
         by_data.setdefault(_data(cell), {}).setdefault(teacher, []).append(job)
     out: list[list[Job]] = []
     for teachers in by_data.values():
@@ -106,12 +112,18 @@ def _parts(group: Sequence[Job], most: int) -> list[list[Job]]:
 
 
 def _job(part: Sequence[Job], cells: Mapping[str, CellFile]) -> Job:
-    """Return the job of a part: it costs what its students do, and the teachers of one of them."""
+    """Return the job of a part: it costs what its students do, and teachers and batches of one of them."""
     job = gang_of(part)
     if not job.gang:
         return job
-    teaching = [j.cost * (1 - 1 / (1 + len(cells[j.cell_id].teachers))) for j in part]
-    return replace(job, cost=sum(j.cost for j in part) - sum(teaching) + max(teaching))
+    common = [j.cost * _common(cells[j.cell_id]) for j in part]
+    return replace(job, cost=sum(j.cost for j in part) - sum(common) + max(common))
+
+
+def _common(cell: CellFile) -> float:
+    """Return the share of a cell's cost that one can bear for several, with a student's part as the unit."""
+    units = len(cell.teachers) + (STREAM if cell.dataset.storage == "stream" else 0.0)
+    return units / (1.0 + units)
 
 
 def _end(jobs: Sequence[Job], workers: int) -> float:

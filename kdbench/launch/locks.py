@@ -43,6 +43,11 @@ class Turnstile:
         self._intent.release()
         self._main.shared()
 
+    def close(self) -> None:
+        """Let go of everything for good."""
+        self._main.close()
+        self._intent.close()
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold everybody else between epochs for the length of the block."""

@@ -26,6 +26,7 @@ from kdbench.launch.progress import Progress, clock_text
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
+from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
@@ -173,7 +174,7 @@ class Session:
         cls = self._registry.get("launchers", self._options.launcher).load()
         total = len(jobs)
         jobs = self._arrange(jobs, gpus, cls)
-        if (line := told(jobs, total)) is not None:
+        for line in self._told(jobs, total):
             self._progress.note(line)
         workers = max(1, min(self._shares.workers, len(jobs)))
         options: dict[str, Any] = {"workers": workers, "gpus": gpus, "cost": self._outlook.cost}
@@ -214,9 +215,17 @@ class Session:
         self._outlook.plan(arranged, workers)
         return arranged
 
-    def sharing(self) -> str | None:
-        """Return a line on which of the open cells would share, or None; nothing is written."""
-        return told(self._preview(), len(self.open_cells()))
+    def _told(self, jobs: Sequence[Job], total: int) -> list[str]:
+        """Return what people should know of teachers and of who shares what."""
+        ids = {c.cell_id for j in jobs for c in (j.gang or (j,))}
+        chosen = [c for c in self._plan.cells if c.id in ids]
+        lines = describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
+        line = told(jobs, total)
+        return [*lines, line] if line else lines
+
+    def sharing(self) -> list[str]:
+        """Return lines on what the open cells would share; nothing is written."""
+        return self._told(self._preview(), len(self.open_cells()))
 
     def expected(self) -> str:
         """Return a line on how long the open cells will take."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdbench.api import cache_dir
@@ -57,6 +57,8 @@ class _Group:
     """Cells that could read one table (one for each teacher, where they have several)."""
 
     cells: list[PlannedCell]
+    #: sets of cells that share the teacher's forwards
+    gangs: list[set[str]] = field(default_factory=list)
 
     @property
     def first(self) -> PlannedCell:
@@ -64,8 +66,10 @@ class _Group:
 
     @property
     def forwards(self) -> int:
-        """Images that the teachers see when the cells ask them in every step."""
-        return sum(c.file.recipe.epochs * self.images * len(c.file.teachers) for c in self.cells)
+        """Images that the teachers see when the cells ask them in every step; once for those in one gang."""
+        left = {c.id: c.file.recipe.epochs * self.images * len(c.file.teachers) for c in self.cells}
+        together = ([left.pop(i) for i in gang if i in left] for gang in self.gangs)
+        return sum(max(some) for some in together if some) + sum(left.values())
 
     @property
     def images(self) -> int:
@@ -100,11 +104,14 @@ class _Group:
         return f"{text}; strong views stay online" if strong else text
 
 
-def describe(cells: Sequence[PlannedCell], plan: Sequence[PlannedCell] = ()) -> list[str]:
+def describe(
+    cells: Sequence[PlannedCell], plan: Sequence[PlannedCell] = (), gangs: Sequence[Sequence[str]] = ()
+) -> list[str]:
     """Return lines on how the cells that are to run get at their teachers, and why.
 
     Args:
         plan: all cells of the plan, whose finished teachers tell how fast they are.
+        gangs: ids of cells that train in one process and share what their teacher says.
     """
     taught = [c for c in cells if c.file.teachers and c.status != "not_applicable"]
     tables = _groups(c for c in taught if c.file.teacher_cache)
@@ -112,15 +119,21 @@ def describe(cells: Sequence[PlannedCell], plan: Sequence[PlannedCell] = ()) -> 
     lines = [_table_line(g, known) for g in tables]
     if tables:
         lines.append(_room_line(tables))
+    ganged = {i for gang in gangs for i in gang}
     reasons: dict[str, list[PlannedCell]] = {}
     for cell in taught:
         if cell.file.teacher_cache is None:
             reasons.setdefault(_why_online(cell), []).append(cell)
     for reason, some in reasons.items():
         names = ", ".join(dict.fromkeys(c.file.method for c in some))
-        lines.append(f"teacher online in {len(some)} cell(s) ({_cut(names)}): {reason}")
+        shared = sum(c.id in ganged for c in some)
+        text = f"{_cut(names)}; {shared} in gangs" if shared else _cut(names)
+        lines.append(f"teacher online in {len(some)} cell(s) ({text}): {reason}")
     could = (c for c in taught if c.file.recipe.teacher_cache == "off" and _refused(c) is None)
-    return lines + [line for g in _groups(could) if (line := _hint(g))]
+    groups = _groups(could)
+    for group in groups:
+        group.gangs = [set(gang) for gang in gangs]
+    return lines + [line for g in groups if (line := _hint(g))]
 
 
 def _table_line(group: _Group, known: Mapping[str, PlannedCell]) -> str:

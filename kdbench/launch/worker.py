@@ -42,13 +42,15 @@ def run_folder(
         torch.set_num_threads(cell.threads)
     report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
     registry = None
+    hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop)
     try:
         registry = Registry.load(disable=cell.disable_plugins)
         runner = SpeedCell if cell.only_speed else CellTrainer
-        runner(folder, registry, WorkerHooks(folder, cell.device, cell.cell_id, report, stop)).run()
+        runner(folder, registry, hooks).run()
     except Exception as e:
         return conclude(folder, cell, registry, e, started, report)
     finally:
+        hooks.close()
         lock.close()
     return DONE
 
@@ -173,6 +175,10 @@ class WorkerHooks:
 
     def gate(self) -> None:
         self._turnstile.gate()
+
+    def close(self) -> None:
+        """Leave the turnstile."""
+        self._turnstile.close()
 
     def alone(self) -> Any:
         return self._turnstile.alone()

@@ -16,12 +16,10 @@ from peers.spec import PAIRS, spec_of
 from peers.table import rows_of
 from scipy import stats
 
-pytestmark = [
-    pytest.mark.timeout(3600),
-    pytest.mark.skipif(
-        CONTENDERS["torchdistill"].missing is not None, reason="torchdistill is not installed"
-    ),
-]
+pytestmark = pytest.mark.timeout(3600)
+beside_torchdistill = pytest.mark.skipif(
+    CONTENDERS["torchdistill"].missing is not None, reason="torchdistill is not installed"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ def test_every_pair_has_a_goal():
     assert list(GOALS) == list(PAIRS)
 
 
+@beside_torchdistill
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=lambda pair: f"{pair.tier}:{pair.name}")
 def test_step_time(benchmark, pair, tmp_path):
     benchmark.group = f"peers {pair.tier}"
@@ -74,6 +73,7 @@ def test_step_time(benchmark, pair, tmp_path):
     assert [name for name, ratio, at in reached if ratio < at] == []
 
 
+@beside_torchdistill
 @pytest.mark.parametrize("name", ["resnet10t->test_resnet"])
 def test_accuracy(benchmark, name, tmp_path):
     benchmark.group = "peers accuracy"

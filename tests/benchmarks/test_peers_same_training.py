@@ -6,6 +6,7 @@ of its own makes no difference to any, and the rate decays on the way.
 
 import pytest
 import torch
+from peers import clock as clocks
 from peers.clock import Clock
 from peers.contenders import CONTENDERS
 from peers.material import Material
@@ -106,3 +107,24 @@ def test_clock_sees_every_step_and_no_evaluation(train):
     for epoch in times:
         assert len(epoch["between"]) == 4
         assert 0 < sum(epoch["between"]) < epoch["seconds"]
+
+
+def test_clock_tells_own_work_from_that_of_others(monkeypatch):
+    # processor seconds of the machine and of this process, at the second epoch and at the end
+    busy, own, now = iter([100.0, 106.0]), iter([10.0, 12.0]), iter([0.0, 1.0, 1.0, 3.0])
+    monkeypatch.setattr(clocks, "busy_s", lambda: next(busy))
+    monkeypatch.setattr(clocks, "own_cpu_s", lambda: next(own))
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: next(now))
+    with Clock() as clock:
+        clock.epoch()
+        clock._epochs[-1].append(0.5)
+        clock.epoch()
+    assert clock.others == pytest.approx((6.0 - 2.0) / (3.0 - 1.0))
+
+
+def test_own_work_counts_as_own():
+    before = clocks.busy_s(), clocks.own_cpu_s()
+    while clocks.own_cpu_s() < before[1] + 0.3:
+        sum(range(100_000))
+    # the kernel counts the machine's time in hundredths of a second
+    assert clocks.busy_s() - before[0] > 0.2

@@ -96,3 +96,12 @@ def test_facts_differ_with_what_changes_pixels() -> None:
     ]
     facts = [str(o.every_view().facts()) for o in others]
     assert len({str(base), *facts}) == 1 + len(others)
+
+
+def test_copies_have_an_origin_of_their_own() -> None:
+    batch = next(iter(context(views=("weak",)).image_streams()["train"].epoch(0)))
+    copies = (batch.x.clone(), batch.views[0].clone())
+    copied = batch.origin.of(copies)
+    assert copied.find(batch.x) is None
+    for copy, x in zip(copies, (batch.x, batch.views[0]), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(copied.find(copy), batch.origin.find(x), strict=True))

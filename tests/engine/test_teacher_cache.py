@@ -17,6 +17,7 @@ from kdbench.engine.build import data_context
 from kdbench.engine.build_dataset import make_dataset
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cellspec import CellFile
+from kdbench.engine.gang import Gang
 from kdbench.engine.loop import Interrupted
 from kdbench.engine.teacher_cache import Lookup, TableOut, TeacherCache, table_key, tables_folder
 from kdbench.engine.unchanged import Unchanged
@@ -25,7 +26,7 @@ from kdbench.matrix import load_matrix
 from kdbench.protocol.types import Batch, Tap
 from kdbench.registry import Registry
 from kdbench.results.schema import Record
-from kdbench.results.store import RunFolder
+from kdbench.results.store import RunFolder, read_record
 
 MATRIX = """
 name: {name}
@@ -135,6 +136,11 @@ def test_record_says_what_came_from_where(cells: Cells) -> None:
     assert (mixed.cached_forwards, mixed.online_forwards) == (steps, steps)  # strong views are no table's
     plain = cells.run("kd", "off").cost
     assert plain is not None
+    assert second.teacher_share is not None
+    assert plain.teacher_share is not None
+    assert mixed.teacher_share is not None
+    assert second.teacher_share < plain.teacher_share
+    assert second.teacher_share < mixed.teacher_share
     assert (plain.fill_s, plain.cached_forwards, plain.online_forwards) == (None, None, None)
 
 
@@ -148,6 +154,25 @@ def test_bit_equal_whoever_fills(cells: Cells) -> None:
     assert sorted(p.name for p in tables_folder().glob("*/*.rows")) == ["logits.rows", "pooled.rows"]
     assert logits.read_bytes() == data
     assert cells.run("kd", "fp16").weights_sha256 == alone
+
+
+def test_bit_equal_in_a_gang(cells: Cells) -> None:
+    methods = ("kd", "rkd", "mlkd")
+    alone = {m: cells.run(m, "fp16") for m in methods}
+    folders = {m: cells.files[m, "fp16", 0][1] for m in methods}
+    for folder in folders.values():
+        (folder / "result.json").unlink()
+    errors: list[Any] = []
+    Gang(list(folders.values()), cells.registry, ended=lambda f, e: errors.append(e) is None).run()
+    assert errors == [None] * 3
+    for m, folder in folders.items():
+        together = read_record(folder / "result.json")
+        assert together.weights_sha256 == alone[m].weights_sha256
+        mine, other = together.cost, alone[m].cost
+        assert mine is not None
+        assert other is not None
+        assert mine.cached_forwards == other.cached_forwards == 20
+        assert mine.online_forwards == other.online_forwards
 
 
 @pytest.mark.parametrize(("cache", "tolerance"), [("fp16", 4e-3), ("fp32", 1e-4)])

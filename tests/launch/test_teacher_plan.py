@@ -7,6 +7,8 @@ from matrices import DIGITS, RECIPE, STUDENT, TEACHER, write_matrix
 
 from kdbench.api import cache_dir
 from kdbench.engine.data.views import CropFlip
+from kdbench.hooks import Job
+from kdbench.launch.gangs import arrange
 from kdbench.launch.plan import Planner
 from kdbench.launch.teacher_plan import describe, views_of
 from kdbench.matrix import load_matrix
@@ -130,3 +132,25 @@ def test_views_are_counted_as_the_engine_makes_them(augment, flips):
     flip = flips if made.flip == "auto" else bool(made.flip)
     crop = CropFlip(0, False) if made.kind == "none" else CropFlip(made.padding, flip)
     assert views_of(recipe, flips) == crop.count
+
+
+def test_hint_counts_forwards_that_a_gang_shares_once(make_plan):
+    plan = make_plan(recipe={**RECIPE, "epochs": 240}, methods=["kd", "dkd"], seeds=40)
+    cells = [c for c in plan.cells if c.status == "to run"]
+    alone = describe(cells)
+    assert alone[0] == "teacher online in 80 cell(s) (kd, dkd): recipe.teacher_cache is off"
+    assert "in place of 2,208,000" in alone[1]
+    gangs = [[c.id for c in cells if c.file.seed == seed and c.file.teachers] for seed in range(40)]
+    shared = describe(cells, (), gangs)
+    assert shared[0] == "teacher online in 80 cell(s) (kd, dkd; 80 in gangs): recipe.teacher_cache is off"
+    assert "in place of 1,104,000" in shared[1]
+
+
+def test_cells_that_read_a_table_form_no_gang(make_plan):
+    plan = make_plan(methods=["kd", "dkd", "at", "sp"], recipe=CACHED)
+    students = [c for c in plan.cells if c.file.teachers]
+    jobs = [Job(cell_id=c.id, folder=c.folder, label=c.file.method) for c in students]
+    arranged = arrange(jobs, {c.id: c.file for c in students}, 8, 1)
+    assert sorted(len(j.gang) for j in arranged) == [0, 0, 2]
+    (gang,) = [j.gang for j in arranged if j.gang]
+    assert {j.label for j in gang} == {"at", "sp"}

@@ -20,7 +20,7 @@ from .spec import PAIRS, Spec, spec_of
 from .table import reference_of, rows_of, table_of
 
 #: Columns that the table needs; a pipe has 80.
-WIDTH = 120
+WIDTH = 130
 
 
 def _chosen(context: click.Context, option: click.Parameter, value: str) -> list[str]:

@@ -36,6 +36,7 @@ def main(folder: Path, name: str) -> None:
         "top1": outcome.top1,
         "peak_mb": own_peak_mb(spec.device),
         "loaders_mb": clock.loaders_mb,
+        "others": clock.others,
         "threads": torch.get_num_threads(),
     }
     save_file({key: value.contiguous() for key, value in outcome.weights.items()}, folder / TRAINED)

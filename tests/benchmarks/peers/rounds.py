@@ -37,6 +37,7 @@ class Measured:
         top1: test accuracy per round, in percent.
         peak_mb: largest resident memory of the training process.
         loaders_mb: what loader processes take beside that.
+        others: per round, how many processors were busy with anything else.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Measured:
     top1: list[float] = field(default_factory=list)
     peak_mb: float = 0.0
     loaders_mb: float = 0.0
+    others: list[float] = field(default_factory=list)
 
     def add(self, result: dict[str, Any]) -> None:
         """Add a round. The first epoch is for warming up: it is in no time."""
@@ -55,6 +57,7 @@ class Measured:
         self.epochs.append([epoch["seconds"] for epoch in timed])
         self.steps_per_epoch = timed[0]["steps"]
         self.top1.append(result["top1"])
+        self.others.append(result["others"])
         self.peak_mb = max(self.peak_mb, result["peak_mb"])
         self.loaders_mb = max(self.loaders_mb, result["loaders_mb"])
 

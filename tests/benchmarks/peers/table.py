@@ -13,6 +13,9 @@ from .contenders import REFERENCE
 from .rounds import Measured
 from .spec import Spec
 
+#: Processors busy with something else, from which on figures are not to be used.
+BUSY = 0.25
+
 
 def row_of(one: Measured, spec: Spec, reference: Measured | None) -> dict[str, Any]:
     """Return the figures of a contender; times in milliseconds and seconds, memory in MiB, top-1 in percent."""
@@ -29,6 +32,7 @@ def row_of(one: Measured, spec: Spec, reference: Measured | None) -> dict[str, A
         "images_per_s": spec.batch_size * one.steps_per_epoch / one.epoch_s,
         "peak_mb": one.peak_mb,
         "loaders_mb": one.loaders_mb,
+        "others": max(one.others),
         "top1": one.top1,
     }
     if reference is not None and reference.missing is None:
@@ -57,15 +61,18 @@ def rows_of(measured: Mapping[str, Measured], spec: Spec) -> list[dict[str, Any]
 
 def table_of(rows: list[dict[str, Any]], title: str, reference: str | None, *, accuracy: bool) -> Table:
     """Return the table of one pair."""
-    missing = [f"{row['contender']}: {row['missing']}" for row in rows if "missing" in row]
+    notes = [f"{row['contender']}: {row['missing']}" for row in rows if "missing" in row]
+    busy = max((row["others"] for row in rows if "others" in row), default=0.0)
+    if busy > BUSY:
+        notes.append(f"not to be published: other processes kept up to {busy:.1f} processors busy")
     # a Text, since brackets in a string are markup
-    caption = Text("\n".join(missing)) if missing else None
+    caption = Text("\n".join(notes)) if notes else None
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("contender")
     versus = f"x {reference}" if reference else "ratio"
     numbers = ["step, ms", "IQR", versus, "of epochs", "epoch, s", "images/s", "peak, MiB", "loaders"]
     for head in [*numbers, *(["top-1, %"] if accuracy else [])]:
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         if "missing" in row:
             table.add_row(row["contender"], "-")
