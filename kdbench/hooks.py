@@ -210,7 +210,7 @@ class Job:
         label: short text for people.
         after: cell ids that must be done before this one starts (its teachers).
         timeout_s: hard limit in seconds of one attempt.
-        cost: expected relative cost, for scheduling longest first.
+        cost: expected seconds, or while these are unknown a number that grows with them; the longest start first.
         gang: for a job of several cells in one process, one job for each of them; the other fields then speak
             for all. Only launchers with an attribute ``gangs = True`` get such jobs.
     """

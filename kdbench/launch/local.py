@@ -128,8 +128,11 @@ class LocalLauncher:
             return False
         if not any(other.slot % self._gpus == worker.slot % self._gpus for other in running):
             return False
-        path = worker.job.folder / "result.json"
-        if not path.exists() or read_record_dict(path)["status"] != "oom":
+        try:
+            status = read_record_dict(worker.job.folder / "result.json")["status"]
+        except (OSError, KdbenchError):  # told of where it is read to be shown
+            return False
+        if status != "oom":
             return False
         self._packing.starved()
         return True

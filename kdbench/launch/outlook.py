@@ -61,6 +61,8 @@ class Outlook:
         now = self._clock()
         if not self.forecast.knows:
             return None
+        if not self._open:
+            return 0.0
         if self._latest is None or (self._stale and now >= self._again_at):
             self._latest, self._at = self._work_out(now), now
             took = self._clock() - now

@@ -1,6 +1,7 @@
 """``kdbench run-matrix`` and bad input: one line, exit code 2, nothing finished touched."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -257,7 +258,9 @@ def test_needs_that_fail_are_not_applicable(kdbench, tiny_matrix):
     assert len(reasons) == 3
     assert any("ab | timm:test_vit" in line and "activation" in line for line in reasons)
     assert sum("the pair has none" in line for line in reasons) == 2
-    assert plan.stdout.splitlines()[-1] == "3 cell(s) would run"
+    lines = plan.stdout.splitlines()
+    assert "3 cell(s) would run" in lines
+    assert lines[-1] == "expected time: unknown before the first cells"
     assert not (kdbench.cwd / "runs").exists()
 
 
@@ -280,10 +283,12 @@ def test_dry_run_counts(finished, tmp_path):
     assert plan.returncode == 0, plan.stderr
     assert "3 cells, 1 done, 2 to run" in " ".join(plan.stdout.split())
     assert "2 cell(s) would run" in plan.stdout
+    assert re.search(r"^expected time: \d+:\d\d with 1 worker\(s\)$", plan.stdout, re.M)
     everything = Command(folder).run(path, "--dry-run", "--rerun", "all")
     assert "3 cell(s) would run" in everything.stdout
     only = Command(folder).run(path, "--dry-run", "--only", "method=vanilla")
     assert "0 cell(s) would run" in only.stdout
+    assert "expected time" not in only.stdout
     assert done_files(folder / "runs" / "bad") == kept
 
 
@@ -307,3 +312,19 @@ def test_damaged_record_is_set_aside(finished, tmp_path):
     (old,) = [json.loads(data) for data in finished[1].values()]
     assert new["weights_sha256"] == old["weights_sha256"]
     assert (record.parent / "previous" / "result-1.json").read_text() == "{broken"
+
+
+@pytest.mark.parametrize("value", ["atuo", "0", "17"])
+def test_slots_per_gpu_that_cannot_be(kdbench, tiny_matrix, value):
+    refused = kdbench.run(tiny_matrix("slots"), "--dry-run", "--slots-per-gpu", value)
+    assert refused.returncode == 2
+    assert f"--slots-per-gpu {value}: expected auto or a number of cells from 1 to 16" in refused.stderr
+
+
+def test_more_threads_than_cores_are_warned_of(kdbench, tiny_matrix):
+    path = tiny_matrix("threads", methods=["vanilla"])
+    done = kdbench.run(path, "--threads", 64)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 worker(s) with 64 thread(s) each are more than the" in done.stderr
+    record = by_variant(kdbench.cwd / "runs" / "threads")["vanilla"]
+    assert record["environment"]["threads"] == 64

@@ -45,6 +45,23 @@ def act(folder, connection, environment):
     if word == "full":
         connection.send({"event": "no_space", "cell_id": cell, "message": "x: No space left on device"})
         os._exit(3)
+    if word in ("oom", "epochs"):
+        again = os.path.exists(f"{folder}/previous")
+        gpu = {"memory_mb": 100.0, "free_mb": 9000.0, "busy": None}
+        row = {"epoch": 1, "train_s": 0.1, "images_per_s": 10.0, "step_ms": 1.0, "steps": 1}
+        beside = os.path.dirname(folder)
+        while not again:
+            connection.send({"event": "epoch", "cell_id": cell, "row": row, "gpu": gpu})
+            time.sleep(0.02)
+            # until another cell has come beside it, and had time to see this one
+            others = [c for c in os.listdir(beside) if c != cell and os.path.exists(f"{beside}/{c}/began")]
+            if word == "epochs" and any(os.path.exists(f"{beside}/{c}/previous") for c in others):
+                time.sleep(0.5)
+                break
+            if word == "oom" and others:
+                with open(f"{folder}/result.json", "w") as f:
+                    json.dump({"schema_version": 1, "cell_id": "0" * 64, "status": "oom"}, f)
+                os._exit(1)
     if word == "slow":
         time.sleep(0.5)
     os._exit(0)
@@ -56,7 +73,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "context", lambda: multiprocessing.get_context("fork"))
     monkeypatch.setattr(local, "child", act)
 
-    def go(cells, *, workers=1, gpus=0, stop=lambda: 0):
+    def go(cells, *, workers=1, gpus=0, stop=lambda: 0, **options):
         jobs = []
         for cell, (word, more) in cells.items():
             folder = tmp_path / cell
@@ -64,7 +81,9 @@ def run(tmp_path, monkeypatch):
             (folder / "act").write_text(word)
             jobs.append(Job(cell_id=cell, folder=folder, label=cell, **more))
         events = []
-        LocalLauncher({"workers": workers, "gpus": gpus}).run(jobs, lambda e: events.append(dict(e)), stop)
+        LocalLauncher({"workers": workers, "gpus": gpus, **options}).run(
+            jobs, lambda e: events.append(dict(e)), stop
+        )
         return events
 
     return go
@@ -190,3 +209,39 @@ def test_slots_go_round_the_gpus(run, monkeypatch):
 def test_one_gpu_is_left_as_it_is(run):
     events = run({"a": ("done", {})}, gpus=1)
     assert events[0]["environment"] == {}
+
+
+def test_costs_that_become_known_change_the_order(run, tmp_path):
+    known = {"first": 9.0, "second": 1.0, "third": 2.0}
+
+    def cost(job):
+        if (tmp_path / "first" / "began").exists():
+            known["second"] = 5.0
+        return known[job.cell_id]
+
+    cells = {name: ("done", {}) for name in known}
+    run(cells, cost=cost)
+    order = sorted(known, key=lambda c: float((tmp_path / c / "began").read_text()))
+    assert order == ["first", "second", "third"]
+
+
+def test_auto_starts_a_second_cell_beside_one_that_leaves_room(run, tmp_path):
+    """One cell at first; when its epochs have shown what it takes, another; it starves and runs again alone."""
+    cells = {"a": ("epochs", {"cost": 2.0}), "b": ("oom", {"cost": 1.0})}
+    events = run(cells, workers=4, gpus=1, slots_per_gpu="auto")
+    told = [(e["event"], e["cell_id"]) for e in events if e["event"] != "epoch"]
+    assert told[0] == ("started", "a")
+    assert told[1] == ("started", "b")
+    assert told[2] == ("released", "b")
+    assert sorted(told[3:]) == [("finished", "a"), ("finished", "b"), ("started", "b")]
+    assert told.index(("finished", "a")) < len(told) - 1 - told[::-1].index(("started", "b"))
+    assert (tmp_path / "b" / "previous" / "result-1.json").exists()
+    message = next(e["message"] for e in events if e["event"] == "released")
+    assert message == "out of memory beside another cell on its GPU; it goes on with fewer beside it"
+
+
+def test_a_bound_on_the_workers_holds_for_auto(run, tmp_path):
+    cells = {"a": ("slow", {}), "b": ("slow", {})}
+    run(cells, workers=1, gpus=1, slots_per_gpu="auto")
+    began = sorted(float((tmp_path / c / "began").read_text()) for c in cells)
+    assert began[1] - began[0] >= 0.5

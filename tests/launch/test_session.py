@@ -1,6 +1,7 @@
 """Which cells an invocation takes up, and what becomes of events, with a launcher that trains nothing."""
 
 import json
+import re
 
 import pytest
 from factories import make_record
@@ -162,3 +163,34 @@ def test_finished_result_survives_a_death(plan, session, capsys):
     session({"vanilla": "died"}).run()
     assert (teacher.folder / "result.json").read_bytes() == kept
     assert "gone; its earlier result stays" in capsys.readouterr().err
+
+
+def test_shares_of_the_machine_reach_the_cells(plan, session, capsys, monkeypatch):
+    monkeypatch.setattr("kdbench.launch.session.cores", lambda: 6)
+    session(workers=2).run()
+    seen = {(f["threads"], f["loaders"]) for f in map(written, plan.cells)}
+    assert seen == {(1, 2)}
+    session(rerun="all", workers=2, threads=4).run()
+    assert {(f["threads"], f["loaders"]) for f in map(written, plan.cells)} == {(4, 0)}
+    assert "2 worker(s) with 4 thread(s) each are more than the 6 core(s)" in capsys.readouterr().err
+
+
+def written(cell):
+    return json.loads((cell.folder / "cell.json").read_text())
+
+
+def test_time_left_is_told_once_a_cell_is_done(plan, session, capsys):
+    made = session()
+    assert made.expected() == "expected time: unknown before the first cells"
+    made.run()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("done")]
+    assert len(lines) == 4
+    assert all(re.search(r"left \d+:\d\d\)$", line) for line in lines)
+    assert lines[-1].endswith("(4/4, left 0:00)")
+
+
+def test_costs_follow_the_operations_before_anything_is_known(plan, session):
+    made = session()
+    made.run()
+    cost = {(job.label.split(" ")[0], job.after != ()): job.cost for job in made.jobs}
+    assert cost["kd", True] > cost["vanilla", False] > 1e6
