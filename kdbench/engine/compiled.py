@@ -115,7 +115,7 @@ class Compiler:
             out: Given = self._of(key, net, sites, classifier, head)(x)
         except Exception as e:  # of the compiler, or the network's own: then the pass that follows raises it
             self._failed.add(key)
-            reason = f"{type(e).__name__}: {e}".splitlines()[0][:200]
+            reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
             self.notes.append(f"{name} is not compiled ({reason})")
             return None
         wait(self._device)
