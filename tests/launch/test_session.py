@@ -7,6 +7,7 @@ from factories import make_record
 from matrices import write_matrix
 
 from kdbench.errors import KdbenchError
+from kdbench.launch.local import LocalLauncher
 from kdbench.launch.locks import FileLock
 from kdbench.launch.plan import Planner
 from kdbench.launch.progress import PlainProgress
@@ -162,3 +163,17 @@ def test_finished_result_survives_a_death(plan, session, capsys):
     session({"vanilla": "died"}).run()
     assert (teacher.folder / "result.json").read_bytes() == kept
     assert "gone; its earlier result stays" in capsys.readouterr().err
+
+
+def test_what_would_share_is_told_and_nothing_is_written(session, tmp_path):
+    assert session(workers=1).sharing() == "2 of 4 cells share batches and teacher, in 1 gang"
+    assert session(workers=1, gang="off").sharing() is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_launchers_that_know_no_gangs_get_every_cell_alone(session, capsys):
+    made = session(workers=1, gang="auto")
+    made.run()
+    assert made._arrange(made.jobs, 1, object) == made.jobs
+    assert "warning: the launcher 'local' runs every cell alone" in capsys.readouterr().err
+    assert [len(j.gang) for j in made._arrange(made.jobs, 1, LocalLauncher)] == [0, 0, 2]
