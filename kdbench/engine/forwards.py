@@ -85,7 +85,8 @@ class Forwards:
     """
 
     wanted: Callable[[str], Iterable[Wish]]
-    _step: Hashable = None
+    #: the step that forwards are kept of
+    step: Hashable = None
     _known: dict[Hashable, _Entry] = field(default_factory=dict)
     _teachers: dict[str, NetHandle] = field(default_factory=dict)
     #: what was asked for at the call, beyond what was wanted in setup, by teacher
@@ -117,8 +118,8 @@ class Forwards:
         The second value is what the forward took, in seconds, if it was made for another cell; else 0. Cells
         whose sites the copy with folded BatchNorm cannot serve have a forward of their own, as they have alone.
         """
-        if step != self._step:
-            self._step = step
+        if step != self.step:
+            self.step = step
             self._known.clear()
         teacher = self._teachers[digest]
         folded = teacher.frozen.net(wish.sites) is not None

@@ -87,7 +87,12 @@ class Member(Common, Alone):
         forwards = self._gang.forwards
         found = self.hand.find(x)
         seal = next((s for h, s in self.teachers if h is handle), None)
-        if found is None or seal is None or self._gang.left < 2:
+        if found is None or seal is None:
+            return None
+        if (
+            self._gang.left < 2 and forwards.step != found[0]
+        ):  # the last one shares what is there, and no more
+            forwards.clear()
             return None
         if not (forwards.shareable(seal.digest) and self.plain() and seal.holds()):
             return None
@@ -183,6 +188,7 @@ class Gang:
             self._turn(min(self._live, key=_behind))
         for member in self._live:
             member.turns.close()
+        self.forwards.clear()
         put_back(self.settings)
         return not_begun
 
@@ -219,8 +225,6 @@ class Gang:
             gc.collect()
             if member.trainer.device.type == "cuda":
                 torch.cuda.empty_cache()
-        if self.left < 2:
-            self.forwards.clear()
 
     def _wanted(self, digest: str) -> Iterable[Wish]:
         return [wish for member in self._live for wish in member.wanted(digest)]

@@ -112,12 +112,11 @@ def write_cell(where: Path, variant: str, teacher: str, student: str) -> Path:
 class Enough(Hooks):
     """Stops the cell, which then saves its state, after its steps."""
 
-    def __init__(self) -> None:
-        self.steps = 0
+    trainer: CellTrainer
 
     def should_stop(self) -> bool:
-        self.steps += 1
-        return self.steps > STEPS
+        loop = self.trainer.loop
+        return loop is not None and loop.at.global_step > STEPS
 
 
 class Meter:
@@ -142,6 +141,12 @@ class Meter:
 class MeteredGang(Gang):
     meter: Meter
 
+    def _begin(self, folder: Path) -> Member | None:
+        member = super()._begin(folder)
+        assert member is not None
+        member.hooks.trainer = member.trainer  # type: ignore[attr-defined]
+        return member
+
     def _turn(self, member: Member) -> None:
         self.meter(member.trainer, lambda: super(MeteredGang, self)._turn(member))
 
@@ -149,7 +154,8 @@ class MeteredGang(Gang):
 def run_alone(folders: list[Path], registry: Registry) -> Meter:
     meter = Meter()
     for folder in folders:
-        trainer = CellTrainer(folder, registry, Enough())
+        hooks = Enough()
+        trainer = hooks.trainer = CellTrainer(folder, registry, hooks)
         turns = trainer.turns()
         with contextlib.suppress(Interrupted):
             while True:

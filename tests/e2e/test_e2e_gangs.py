@@ -14,8 +14,8 @@ from matrices import DIGITS, RECIPE, write_matrix
 pytestmark = pytest.mark.e2e
 
 NET = {"name": "tiny-net", "args": {"width": 8}}
-METHODS = ["vanilla", "kd", "dkd", "fitnet", "crd"]
-EPOCHS = 30
+METHODS = ["vanilla", "kd", "fitnet", "crd"]
+EPOCHS = 16
 
 
 def write(folder, name, methods, epochs=EPOCHS):
@@ -53,7 +53,7 @@ def check(done, run, lone):
 
 
 def test_a_gang_gives_what_lone_cells_give(lone, kdbench, site, tmp_path):
-    line = "4 of 6 cells share batches and teacher, in 1 gang"
+    line = "3 of 5 cells share batches and teacher, in 1 gang"
     planned = kdbench.run(lone[0], "--dry-run", env=site)
     assert planned.returncode == 0, planned.stderr
     assert planned.stdout.splitlines()[-1] == line
@@ -62,7 +62,7 @@ def test_a_gang_gives_what_lone_cells_give(lone, kdbench, site, tmp_path):
     check(done, tmp_path / "runs" / "g", lone)
     assert line in done.stderr.splitlines()
     found = by_variant(tmp_path / "runs" / "g")
-    assert [found[m]["cost"]["shared_s"] is not None for m in METHODS].count(True) >= 3
+    assert [found[m]["cost"]["shared_s"] is not None for m in METHODS].count(True) >= 2
     assert found["vanilla"]["cost"]["shared_s"] is None
     assert {m: r["cost"]["peak_memory_mb"] is None for m, r in found.items()} == {
         m: m != "vanilla" for m in METHODS
@@ -78,7 +78,7 @@ def cut(lone, kdbench, site, tmp_path):
         run = tmp_path / "runs" / "g"
         started = kdbench.start(lone[0], env=site)
         # teacher and vanilla go before or aside; then all of the gang have some epochs
-        wait_until(lambda: rows(run) >= 2 * EPOCHS + 12 or started.process.poll() is not None, "the gang")
+        wait_until(lambda: rows(run) >= 2 * EPOCHS + 6 or started.process.poll() is not None, "the gang")
         assert started.process.poll() is None, started.stderr
         return started, run
 

@@ -306,8 +306,13 @@ def test_bf16(world: World, company: Company) -> None:
     assert company.outcome("kd")["weights"] != world.alone("kd")["weights"]
 
 
-def test_the_teacher_is_asked_only_while_somebody_shares(world: World, company: Company) -> None:
+def test_the_teacher_is_asked_only_while_somebody_shares(
+    world: World, company: Company, forwards: list[str]
+) -> None:
+    """The last one takes what was made for the step, and then asks its own."""
     company("kd", "odd:raise@3")
+    # when the first takes its first step, nobody knows yet what the second reads
+    assert forwards == ["made", "made", *["made", "given"] * 3]
     assert company.gang is not None
     assert company.gang.forwards._teachers == {}
     assert company.outcome("kd") == world.alone("kd")

@@ -8,6 +8,7 @@ from factories import make_record
 from matrices import write_matrix
 
 from kdbench.errors import KdbenchError
+from kdbench.launch.local import LocalLauncher
 from kdbench.launch.locks import FileLock
 from kdbench.launch.plan import Planner
 from kdbench.launch.progress import PlainProgress
@@ -194,3 +195,17 @@ def test_costs_follow_the_operations_before_anything_is_known(plan, session):
     made.run()
     cost = {(job.label.split(" ")[0], job.after != ()): job.cost for job in made.jobs}
     assert cost["kd", True] > cost["vanilla", False] > 1e6
+
+
+def test_what_would_share_is_told_and_nothing_is_written(session, tmp_path):
+    assert session(workers=1).sharing()[-1] == "2 of 4 cells share batches and teacher, in 1 gang"
+    assert not any("gang" in line for line in session(workers=1, gang="off").sharing())
+    assert not (tmp_path / "run").exists()
+
+
+def test_launchers_that_know_no_gangs_get_every_cell_alone(session, capsys):
+    made = session(workers=1, gang="auto")
+    made.run()
+    assert made._arrange(made.jobs, 1, object) == made.jobs
+    assert "warning: the launcher 'local' runs every cell alone" in capsys.readouterr().err
+    assert [len(j.gang) for j in made._arrange(made.jobs, 1, LocalLauncher)] == [0, 0, 2]
