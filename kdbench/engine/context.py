@@ -19,6 +19,7 @@ from kdbench.engine.handle import Captured, NetHandle
 from kdbench.engine.optim import Driven
 from kdbench.engine.precision import Precision
 from kdbench.engine.seeds import seeded
+from kdbench.engine.step_graph import StepGraph
 from kdbench.engine.taps import Site
 from kdbench.hooks import Needs
 from kdbench.matrix.identity import derive_seed
@@ -60,6 +61,10 @@ class CellRun:
         self.teacher_bn: Literal["eval", "batch"] = "eval"
         self.precision = Precision("fp32" if probing else recipe.precision, device)
         mode = recipe.compile
+        #: takes the steps of the phase; None: they are taken one by one
+        self.graph: StepGraph | None = None
+        self._graph_notes: list[str] = []
+        self._captured = False
         self.compiler = Compiler(mode, device) if mode in MODES and not probing else None
         self.terms = Terms(device)
         self._build_student, self._build_assistant = build_student, build_assistant
@@ -96,11 +101,29 @@ class CellRun:
 
     def notes(self) -> list[str]:
         """Return what a reader of the record should know."""
-        return [] if self.compiler is None else list(self.compiler.notes)
+        return [*([] if self.compiler is None else self.compiler.notes), *self._graph_notes]
 
     def take_compile_s(self) -> float:
-        """Return the seconds of compiling since the last call."""
-        return 0.0 if self.compiler is None else self.compiler.take()
+        """Return the seconds of compiling and capturing since the last call."""
+        seconds = 0.0 if self.compiler is None else self.compiler.take()
+        if self.graph is not None:
+            seconds += self.graph.compile_s
+            self.graph.compile_s = 0.0
+        return seconds
+
+    @property
+    def compiled(self) -> str:
+        """What the recipe's ``compile`` came to: ``graph`` and ``auto`` may end in steps one by one."""
+        mode = self.recipe.compile
+        return ("graph" if self._captured else "none") if mode in ("graph", "auto") else mode
+
+    def use_graph(self, graph: StepGraph | None) -> None:
+        """Let a phase take its steps by this graph; what the last one says is kept for the record."""
+        if self.graph is not None and self.graph.reason is not None:
+            note = f"steps were not captured as a graph: {self.graph.reason}"
+            self._graph_notes = list(dict.fromkeys([*self._graph_notes, note]))
+        self._captured = self._captured or (self.graph is not None and self.graph.captured)
+        self.graph = graph
 
     def handles(self) -> list[NetHandle]:
         """All handles: teachers, then students."""

@@ -17,6 +17,7 @@ from kdbench.engine.divergence import Diverged, check_metrics, check_terms, chec
 from kdbench.engine.optim import build_optimizers
 from kdbench.engine.phases import checked, epochs_of, optimizers_of
 from kdbench.engine.seeds import rng_state, set_rng_state
+from kdbench.engine.step_graph import step_graph
 from kdbench.errors import KdbenchError
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import Batch, NotApplicable, Phase
@@ -128,6 +129,7 @@ class Loop:
             epochs=run.phase_epochs,
             steps_per_epoch=run.steps_per_epoch,
         )
+        run.use_graph(step_graph(run, self.method, phase.step or self.method.step))
         for epoch in range(at.epoch, run.phase_epochs):
             run.epoch, run.step_in_epoch = epoch, at.step
             self._set_modes()
@@ -144,6 +146,7 @@ class Loop:
             self._gate()
             yield from self._train_epoch(phase)
             self._finish_epoch(phase)
+        run.use_graph(None)
         run.optimizers = {}
 
     def _resume_epoch(self, state: dict[str, Any]) -> None:
@@ -191,7 +194,8 @@ class Loop:
 
     def _step(self, step_fn: Any, batch: Batch | None, phase: Phase) -> Mapping[str, torch.Tensor]:
         try:
-            parts: Mapping[str, torch.Tensor] = step_fn(batch, self.run)
+            graph = self.run.graph
+            parts: Mapping[str, torch.Tensor] = graph(batch) if graph else step_fn(batch, self.run)
             check_parts(parts, step_fn)
             return parts
         except (NotApplicable, MemoryError, torch.OutOfMemoryError):

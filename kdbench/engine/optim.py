@@ -97,6 +97,8 @@ def _build(name: str, opt: Opt, recipe: Recipe, epochs: int, steps: int) -> Driv
         groups = param_groups_weight_decay(holder, decay)
     if _fusable(kind, kw, params):
         kw["fused"] = True
+    if recipe.compile in ("graph", "auto") and all(p.is_cuda for p in params) and _takes(kind, "capturable"):
+        kw.setdefault("capturable", True)
     try:
         optimizer = create_optimizer_v2(groups, opt=kind, lr=lr, weight_decay=decay, **kw)
     except (AssertionError, ValueError, TypeError) as e:
@@ -118,11 +120,15 @@ def _fusable(kind: str, kw: Mapping[str, Any], params: Sequence[nn.Parameter]) -
         return False
     if not all(p.dtype == torch.float32 and p.device.type in ("cpu", "cuda") for p in params):
         return False
+    return _takes(kind, "fused")
+
+
+def _takes(kind: str, key: str) -> bool:
     try:
         found = get_optimizer_class(kind, bind_defaults=False)
     except (AssertionError, ValueError):  # not known, or not here: told where it is made
         return False
-    return "fused" in inspect.signature(found.__init__).parameters  # type: ignore[misc]
+    return key in inspect.signature(found.__init__).parameters  # type: ignore[misc]
 
 
 def _recipe_arguments(recipe: Recipe) -> dict[str, Any]:

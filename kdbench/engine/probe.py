@@ -87,6 +87,13 @@ def check_device(name: str, precision: str) -> str | None:
     return None
 
 
+def check_compile(device: str, mode: str) -> str | None:
+    """Return why ``recipe.compile`` cannot be had on a device, or None."""
+    if mode == "graph" and not device.startswith("cuda"):
+        return f"recipe.compile: graph needs a CUDA device; use none, default or auto on {device}"
+    return None
+
+
 def probe(registry: Registry, cell: CellFile, build: Callable[[Registry, Arch], Build] = builder) -> Verdict:
     """Build the networks of a cell on the CPU and let the method set up, without data and weights."""
     verdict = Verdict(params=cell.params)

@@ -131,7 +131,7 @@ def answer_all(connection: Any, disable: list[str], questions: list[dict[str, An
 def _answer(registry: Registry, question: dict[str, Any], nets: Copies) -> Answer:
     from kdbench.engine.cellspec import CellFile
     from kdbench.engine.precision import automatic
-    from kdbench.engine.probe import check_device, probe, resolve_method
+    from kdbench.engine.probe import check_compile, check_device, probe, resolve_method
 
     if question["ask"] == "device":
         import torch
@@ -141,6 +141,7 @@ def _answer(registry: Registry, question: dict[str, Any], nets: Copies) -> Answe
         if device == "auto":
             device = "cuda" if gpus else "cpu"
         problems = [check_device(device, p) for p in question["precisions"] or ("fp32",)]
+        problems += [check_compile(device, mode) for mode in question.get("compiles", ())]
         error = next((p for p in problems if p), None)
         return {"device": device, "gpus": gpus, "error": error, "auto": None if error else automatic(device)}
     if question["ask"] == "method":

@@ -142,6 +142,7 @@ class Session:
             "ask": "device",
             "device": self._options.device,
             "precisions": sorted({p for c in cells for p in c.file.precisions}),
+            "compiles": sorted({c.file.recipe.compile for c in cells}),
         }
         answer = Resolver(self._registry, self._options.disable).ask([question])[0]
         if answer["error"]:

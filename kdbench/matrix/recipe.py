@@ -196,9 +196,10 @@ class Recipe(StrictModel):
         description="Table of the teacher's outputs for all views, for methods that read no more than logits and "
         "pooled features; off: the teacher runs in every step.",
     )
-    compile: Literal["none", "default", "reduce-overhead"] = Field(
+    compile: Literal["none", "default", "reduce-overhead", "graph", "auto"] = Field(
         default="none",
-        description="torch.compile of student and teacher in this mode; the seconds it takes are told apart.",
+        description="default, reduce-overhead: torch.compile of student and teacher in this mode; graph: whole "
+        "steps as CUDA graphs; auto: graph on a GPU, where a probe in the cell's first steps shows that it pays.",
     )
 
     _name: str = PrivateAttr("inline")
