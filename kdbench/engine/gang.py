@@ -27,6 +27,7 @@ from kdbench.engine.data.context import DataContext
 from kdbench.engine.exchange import Common, Exchange, Hand, Position, SharedContext
 from kdbench.engine.forwards import Forwards, Seal, Wish
 from kdbench.engine.handle import Captured, NetHandle
+from kdbench.engine.loop import Interrupted
 from kdbench.engine.settings import put_back, settings
 from kdbench.engine.sharing import Alone
 from kdbench.engine.taps import Site
@@ -219,7 +220,7 @@ class Gang:
         self._live.remove(member)
         self._open = self._ended(member.folder, error)
         member.trainer.loop = None
-        if error is not None:
+        if error is not None and not isinstance(error, Interrupted):  # when one is to stop, all are
             # its networks hang on the traceback and in cycles; the others may need the room
             _unhook(error)
             gc.collect()
