@@ -63,7 +63,7 @@ def test_every_view_equals_torchvisions() -> None:
         device=CPU,
         augment=crop,
     )
-    got = stream._normalise(stream._gather(torch.arange(162), torch.arange(162)))
+    got = stream.images(torch.arange(162), torch.arange(162))
     padded = TF.pad(torch.from_numpy(image[0]).permute(2, 0, 1), [4, 4, 4, 4], fill=0)
     seen = set()
     for view in range(162):
@@ -314,3 +314,19 @@ def test_a_stream_reads_nothing_before_it_is_used(monkeypatch: pytest.MonkeyPatc
 def test_data_seed_depends_on_the_cells_seed_alone() -> None:
     assert derive_seed(0, "data") == derive_seed(0, "data")
     assert len({derive_seed(s, axis) for s in range(5) for axis in ("data", "train", "run")}) == 15
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_pixels_that_were_normalised_before_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, channels_last: bool
+) -> None:
+    from kdbench.engine.data import resident
+
+    changes = {"channels_last": channels_last}
+    ready = context(recipe=changes, views=("weak", "strong")).image_streams()["train"]
+    early = list(ready.epoch(1))
+    monkeypatch.setattr(resident, "READY_BYTES", {})
+    late = list(context(recipe=changes, views=("weak", "strong")).image_streams()["train"].epoch(1))
+    for a, b in zip(early, late, strict=True):
+        assert same(a, b)
+        assert a.x.stride() == b.x.stride()

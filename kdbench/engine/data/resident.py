@@ -25,7 +25,15 @@ class Normalise:
         self.channels_last = channels_last
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        x = pixels.float().div_(255).sub_(self.mean).div_(self.std).permute(0, 3, 1, 2)
+        return self.laid_out(self.scaled(pixels))
+
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """Return uint8 (..., C) as float32 of the same shape."""
+        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Return float32 (B, H, W, C) as (B, C, H, W) in the recipe's memory format."""
+        x = x.permute(0, 3, 1, 2)
         return x if self.channels_last else x.contiguous()
 
 
@@ -41,6 +49,15 @@ def pad_images(images: np.ndarray[Any, Any], padding: int, mode: str) -> Tensor:
         for part in x.split(4096)
     ]
     return torch.cat(chunks).contiguous()
+
+
+#: Largest table of normalised pixels, in bytes, on the CPU and on a GPU; above it a batch is normalised when it is
+#: made, from a table of a quarter of the size.
+READY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
+
+
+#: Largest number of pixels whose places in all views are kept: 32 MB.
+MOST_PLACES = 1 << 22
 
 
 class ResidentStream:
@@ -69,9 +86,14 @@ class ResidentStream:
         self._flat = padded.reshape(-1, channels).to(device)
         self._labels = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(device)
         self._normalise = Normalise(info, device, channels_last=channels_last)
+        fits = 4 * self._flat.numel() <= READY_BYTES.get(device.type, 0)
+        # pixel by pixel the same numbers as when a batch is normalised after the gather
+        self._ready = self._normalise.scaled(self._flat) if fits else None
         self._seed, self._batch, self._device = seed, batch_size, device
         self._views, self._drop_last, self._labelled = tuple(views), drop_last, labelled
-        self._offsets = torch.arange(self._size, device=device)
+        count = self._crop.count
+        few = count * self._size**2 <= MOST_PLACES
+        self._places = self._pixels(torch.arange(count, device=device)) if few else None
 
     def __len__(self) -> int:
         full, rest = divmod(self._n, self._batch)
@@ -88,33 +110,36 @@ class ResidentStream:
             index = order[here]
             codes = None if strong is None else strong[shuffled[here]]
             ids = [table[index] for table in tables]
-            main, *extra = (self._gather(index, views) for views in ids)
-            x = self._normalise(main)
-            views = tuple(
-                self._view(name, pixels, codes) for name, pixels in zip(self._views, extra, strict=True)
-            )
+            x, *views = (self._view(n, index, v, codes) for n, v in zip(names, ids, strict=True))
             y = self._labels[index] if self._labelled else None
             known = [None if name == "strong" else v for name, v in zip(names, ids, strict=True)]
             origin = Origin(index, zip((x, *views), known, strict=True))
-            yield Batch(x, y, index, views, origin=origin)
+            yield Batch(x, y, index, tuple(views), origin=origin)
 
     def images(self, index: Tensor, view: Tensor) -> Tensor:
         """Return images (B, C, H, W), normalised, by number and view id, both (B,) int64."""
-        return self._normalise(self._gather(index, view))
+        if self._ready is not None:
+            return self._normalise.laid_out(self._gather(self._ready, index, view))
+        return self._normalise(self._gather(self._flat, index, view))
 
-    def _view(self, name: str, pixels: Tensor, codes: Tensor | None) -> Tensor:
+    def _view(self, name: str, index: Tensor, view: Tensor, codes: Tensor | None) -> Tensor:
         if name == "strong" and codes is not None:
-            pixels = strong_view(pixels, codes)
-        return self._normalise(pixels)
+            return self._normalise(strong_view(self._gather(self._flat, index, view), codes))
+        return self.images(index, view)
 
-    def _gather(self, index: Tensor, view: Tensor) -> Tensor:
+    def _gather(self, table: Tensor, index: Tensor, view: Tensor) -> Tensor:
+        pixels = self._pixels(view) if self._places is None else self._places.index_select(0, view)
+        flat = pixels + (index * (self._rows * self._cols))[:, None]
+        shape = (len(index), self._size, self._size, table.shape[1])
+        return table.index_select(0, flat.view(-1)).view(shape)
+
+    def _pixels(self, view: Tensor) -> Tensor:
+        """Return where the pixels of views lie in a padded image, int64 (B, H * W)."""
         top, left, flip = self._crop.decode(view)
-        col = self._offsets
-        cols = torch.where(flip[:, None], self._size - 1 - col, col) + left[:, None]
-        rows = self._offsets + top[:, None]
-        flat = (index[:, None, None] * self._rows + rows[:, :, None]) * self._cols + cols[:, None, :]
-        shape = (len(index), self._size, self._size, self._flat.shape[1])
-        return self._flat.index_select(0, flat.reshape(-1)).view(shape)
+        side = torch.arange(self._size, device=view.device)
+        cols = torch.where(flip[:, None], self._size - 1 - side, side) + left[:, None]
+        rows = side + top[:, None]
+        return (rows[:, :, None] * self._cols + cols[:, None, :]).flatten(1)
 
 
 class ResidentSplit:
