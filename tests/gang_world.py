@@ -103,6 +103,8 @@ class Odd(Method):
             batch.x.mul_(0.5)
             batch.y[0] = 0
             batch.index.zero_()
+        if act == "images-data":
+            batch.x.data.mul_(0.5)
         if act == "grad":
             x = batch.x.clone().requires_grad_()
             run.teach(run.teacher, x, grad=True).logits.sum().backward()

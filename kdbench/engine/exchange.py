@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -73,6 +73,28 @@ class Exchange(Common):
         return self._splits[name]
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Images that a cell has: the name of their view, its copy, the copy's count of writes, the original."""
+
+    view: str
+    copy: Tensor
+    version: int
+    original: Tensor
+
+    def holds(self, x: Tensor) -> bool:
+        """Return whether `x` is the unwritten copy, or the same without its history (``detach``)."""
+        mine = self.copy
+        alias = x is mine or (
+            x.data_ptr() == mine.data_ptr()
+            and x.shape == mine.shape
+            and x.stride() == mine.stride()
+            and (x.dtype, x.device) == (mine.dtype, mine.device)
+            and not x.requires_grad
+        )
+        return alias and x._version == mine._version == self.version
+
+
 class Hand(Common):
     """What a cell holds of the exchange: its place in training, and the images that it was given last."""
 
@@ -83,7 +105,7 @@ class Hand(Common):
         #: whether the settings of the process are those under which all cells compute the same
         self.plain: Callable[[], bool] = lambda: True
         self._step: Position | None = None
-        self._given: list[tuple[str, Any, int]] = []
+        self._given: list[_Given] = []
 
     def give(self, batch: Batch, at: Position, views: tuple[str, ...], seconds: float) -> Batch:
         """Return a copy of a batch that the cell may write into, and remember which images it holds."""
@@ -93,16 +115,20 @@ class Hand(Common):
         # not twins: an index is a part of the order of the whole epoch, and copies of whole numbers are exact
         y, index = (None if t is None else t.clone() for t in (batch.y, batch.index))
         self._step = at
-        self._given = [(name, t, t._version) for name, t in zip(("", *views), (x, *extra), strict=True)]
+        made = zip(("", *views), (x, *extra), (batch.x, *batch.views), strict=True)
+        self._given = [_Given(name, t, t._version, original) for name, t, original in made]
         more = {key: twin(v) if isinstance(v, Tensor) else v for key, v in batch.extra.items()}
         origin = None if batch.origin is None else batch.origin.of((x, *extra))
         return Batch(x, y, index, tuple(extra), more, origin)
 
-    def find(self, x: Any) -> tuple[Position, str] | None:
-        """Return which images of which step `x` is; None for all others, and where the cell wrote into it."""
-        for name, tensor, version in self._given:
-            if tensor is x and self._step is not None:
-                return (self._step, name) if x._version == version else None
+    def find(self, x: Any) -> tuple[Position, str, Tensor] | None:
+        """Return which images of which step `x` is, and the original, which no cell can reach.
+
+        None for all others, and where the cell wrote into it.
+        """
+        for given in self._given:
+            if self._step is not None and isinstance(x, Tensor) and given.holds(x):
+                return self._step, given.view, given.original
         return None
 
 

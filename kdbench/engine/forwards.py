@@ -112,10 +112,13 @@ class Forwards:
         """Return whether one forward of the teacher can stand for another."""
         return digest in self._teachers and digest not in self._impure
 
-    def ask(self, digest: str, step: Hashable, view: str, x: Tensor, wish: Wish) -> tuple[Captured, float]:
-        """Return a copy of what a teacher gives for images that are view `view` of the batch of `step`.
+    def ask(
+        self, digest: str, step: Hashable, view: str, x: Tensor, wish: Wish
+    ) -> tuple[Captured | None, float]:
+        """Return a copy of what a teacher gives for images `x` that are view `view` of the batch of `step`.
 
-        The second value is what the forward took, in seconds, if it was made for another cell; else 0. Cells
+        None if it turns out that its forward does more than compute; then nothing has happened. The second value
+        is what the forward took, in seconds, if it was made for another cell; else 0. Cells
         whose sites the copy with folded BatchNorm cannot serve have a forward of their own, as they have alone.
         """
         if step != self.step:
@@ -135,7 +138,7 @@ class Forwards:
             got, seconds, pure = _forward(teacher, x, wanted | asked, head)
             if not pure:
                 self._impure.add(digest)
-                return _copy(got, needed, wish.head), 0.0
+                return None, 0.0
             entry = self._known[key] = _Entry(got, seconds)
             given = 0.0
         else:
@@ -150,6 +153,7 @@ def _covers(got: Captured, needed: Mapping[tuple[str, int, str], Site], head: bo
 def _forward(
     handle: NetHandle, x: Tensor, sites: Mapping[Hashable, Site], head: bool
 ) -> tuple[Captured, float, bool]:
+    x = Twins()(x)  # a forward may write into its input
     version, random = x._version, _random(x.device)
     wait(x.device)
     began = time.perf_counter()
@@ -159,6 +163,10 @@ def _forward(
     tensors = [t for t in (got.logits, got.pooled, *got.raw.values()) if t is not None]
     apart = all(t.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() for t in tensors)
     same = all(torch.equal(a, b) for a, b in zip(random, _random(x.device), strict=True))
+    if not same:
+        torch.set_rng_state(random[0])
+        if x.device.type == "cuda":
+            torch.cuda.set_rng_state(random[1], x.device)
     return got, seconds, apart and same and x._version == version
 
 

@@ -90,14 +90,12 @@ class Member(Common, Alone):
         seal = next((s for h, s in self.teachers if h is handle), None)
         if found is None or seal is None:
             return None
-        if (
-            self._gang.left < 2 and forwards.step != found[0]
-        ):  # the last one shares what is there, and no more
-            forwards.clear()
+        if self._gang.left < 2 and forwards.step != found[0]:
+            forwards.clear()  # the last one takes what is there, and no more
             return None
         if not (forwards.shareable(seal.digest) and self.plain() and seal.holds()):
             return None
-        got, seconds = forwards.ask(seal.digest, *found, x, Wish(sites, head or not sites))
+        got, seconds = forwards.ask(seal.digest, *found, Wish(sites, head or not sites))
         self.clock.charge(seconds)
         return got
 

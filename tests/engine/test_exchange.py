@@ -82,14 +82,20 @@ def test_writes_stay_with_their_cell(stream: Counted) -> None:
 
 def test_images_are_known_until_they_are_written_into(stream: Counted) -> None:
     lead, mine = Lead(stream), hand()
-    batch = mine.give(lead.get((0, 1))[0], (0, 1), ("weak",), 0.0)
-    assert mine.find(batch.x) == ((0, 1), "")
-    assert mine.find(batch.views[0]) == ((0, 1), "weak")
+    made = lead.get((0, 1))[0]
+    batch = mine.give(made, (0, 1), ("weak",), 0.0)
+    assert mine.find(batch.x) == ((0, 1), "", made.x)
+    assert mine.find(batch.x.detach()) == ((0, 1), "", made.x)
+    assert mine.find(batch.views[0]) == ((0, 1), "weak", made.views[0])
+    assert mine.find(made.x) is None
+    assert mine.find(batch.x.detach().requires_grad_()) is None
+    assert mine.find(batch.x.transpose(2, 3)) is None
     assert mine.find(batch.x.clone()) is None
     assert mine.find(batch.x[:1]) is None
     batch.x.add_(1.0)
     assert mine.find(batch.x) is None
-    assert mine.find(batch.views[0]) == ((0, 1), "weak")
+    assert mine.find(batch.x.detach()) is None
+    assert mine.find(batch.views[0])[:2] == ((0, 1), "weak")
     old = batch.views[0]
     mine.give(lead.get((0, 2))[0], (0, 2), ("weak",), 0.0)
     assert mine.find(old) is None

@@ -157,9 +157,13 @@ class Uncopied(Net):
 def test_a_forward_that_does_more_than_compute_is_not_shared(tmp_path: Path, net: type[nn.Module]) -> None:
     shared, x = Shared(make_run(tmp_path, net=net).teacher), images()
     assert shared.forwards.shareable("t")
-    shared.ask(0, x)
-    assert shared.seconds == 0.0
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert shared.forwards.ask("t", 0, "", x, Wish((), True)) == (None, 0.0)
     assert not shared.forwards.shareable("t")
+    # the cell asks its own teacher now, and finds everything as it was
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(x, images())
 
 
 def test_a_teacher_that_cannot_be_copied_is_not_shared(tmp_path: Path) -> None:
