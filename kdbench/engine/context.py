@@ -72,6 +72,10 @@ class CellRun:
         #: answers for the teachers, or None where it does not know; see :mod:`kdbench.engine.forwards` and
         #: :mod:`kdbench.engine.teacher_cache`
         self.lookup: Callable[[NetHandle, Tensor, tuple[Site, ...], bool], Captured | None] | None = None
+        #: the same for BatchNorm by the batch, where others may have seen the batch
+        self.batch_lookup: Callable[[NetHandle, Tensor, tuple[Site, ...], bool], Captured | None] | None = (
+            None
+        )
         #: the batch of the step
         self.batch: Batch | None = None
         #: calls of `teach` in this epoch, and those that a table answered
@@ -191,6 +195,11 @@ class CellRun:
         if head is None:
             head = self.needs is None or self.needs.reads != "taps"
         sites = handle.sites(taps)
+        if by_batch and not grad and self.batch_lookup is not None:
+            with torch.no_grad():
+                got = self.batch_lookup(handle, x, tuple(sites.values()), head)
+            if got is not None:
+                return handle.assemble(got, sites)
         if grad or by_batch:
             mode = batch_statistics(handle.net) if by_batch else nullcontext()
             with mode, nullcontext() if grad else torch.no_grad():

@@ -6,12 +6,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdbench.engine.batchnorm import batch_statistics
 from kdbench.engine.cellspec import TeacherSource
 from kdbench.engine.checkpoint import weights_bytes
 from kdbench.engine.clock import wait
@@ -61,10 +63,14 @@ class Seal:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a cell reads on a teacher: sites, and whether logits or pooled features too."""
+    """What a cell reads on a teacher: sites, and whether logits or pooled features too.
+
+    `by_batch` is how its BatchNorm layers normalise: by the batch, or by their running statistics.
+    """
 
     sites: tuple[Site, ...]
     head: bool
+    by_batch: bool = False
 
 
 @dataclass
@@ -90,7 +96,7 @@ class Forwards:
     _known: dict[Hashable, _Entry] = field(default_factory=dict)
     _teachers: dict[str, NetHandle] = field(default_factory=dict)
     #: what was asked for at the call, beyond what was wanted in setup, by teacher
-    _asked: dict[tuple[str, bool], dict[Hashable, Site]] = field(default_factory=dict)
+    _asked: dict[tuple[str, str], dict[Hashable, Site]] = field(default_factory=dict)
     #: teachers whose forward does more than compute: it draws random numbers, or writes into its input
     _impure: set[str] = field(default_factory=set)
 
@@ -125,17 +131,17 @@ class Forwards:
             self.step = step
             self._known.clear()
         teacher = self._teachers[digest]
-        folded = teacher.frozen.net(wish.sites) is not None
-        key = (digest, view, folded, *_autocast(x.device))
+        kind = _kind(teacher, wish)
+        key = (digest, view, kind, *_autocast(x.device))
         needed = {s.key: s for s in wish.sites}
         entry = self._known.get(key)
         if entry is None or not _covers(entry.got, needed, wish.head):
-            alike = [w for w in self.wanted(digest) if (teacher.frozen.net(w.sites) is not None) == folded]
+            alike = [w for w in self.wanted(digest) if _kind(teacher, w) == kind]
             wanted = {s.key: s for w in alike for s in w.sites}
-            asked = self._asked.setdefault((digest, folded), {})
+            asked = self._asked.setdefault((digest, kind), {})
             asked |= {k: site for k, site in needed.items() if k not in wanted}
             head = wish.head or any(w.head for w in alike)
-            got, seconds, pure = _forward(teacher, x, wanted | asked, head)
+            got, seconds, pure = _forward(teacher, x, wanted | asked, head, by_batch=wish.by_batch)
             if not pure:
                 self._impure.add(digest)
                 return None, 0.0
@@ -146,18 +152,26 @@ class Forwards:
         return _copy(entry.got, needed, wish.head), given
 
 
+def _kind(teacher: NetHandle, wish: Wish) -> str:
+    """Return what tells forwards apart that compute otherwise."""
+    if wish.by_batch:
+        return "batch"
+    return "plain" if teacher.frozen.net(wish.sites) is None else "folded"
+
+
 def _covers(got: Captured, needed: Mapping[tuple[str, int, str], Site], head: bool) -> bool:
     return needed.keys() <= got.raw.keys() and (got.logits is not None or not head)
 
 
 def _forward(
-    handle: NetHandle, x: Tensor, sites: Mapping[Hashable, Site], head: bool
+    handle: NetHandle, x: Tensor, sites: Mapping[Hashable, Site], head: bool, *, by_batch: bool
 ) -> tuple[Captured, float, bool]:
     x = Twins()(x)  # a forward may write into its input
     version, random = x._version, _random(x.device)
     wait(x.device)
     began = time.perf_counter()
-    got = handle.capture(x, sites.values(), frozen=True, head=head)
+    with batch_statistics(handle.net) if by_batch else nullcontext():
+        got = handle.capture(x, sites.values(), frozen=not by_batch, head=head)
     wait(x.device)
     seconds = time.perf_counter() - began
     tensors = [t for t in (got.logits, got.pooled, *got.raw.values()) if t is not None]

@@ -81,9 +81,11 @@ class Member(Common, Alone):
             if gang.left > 1:
                 gang.forwards.adopt(handle, seal.digest)
         self._run = run
-        run.lookup = self.lookup
+        run.lookup, run.batch_lookup = self.lookup, partial(self.lookup, by_batch=True)
 
-    def lookup(self, handle: NetHandle, x: Tensor, sites: tuple[Site, ...], head: bool) -> Captured | None:
+    def lookup(
+        self, handle: NetHandle, x: Tensor, sites: tuple[Site, ...], head: bool, *, by_batch: bool = False
+    ) -> Captured | None:
         """Return what a teacher gives for `x`, or None where the gang cannot know."""
         forwards = self._gang.forwards
         found = self.hand.find(x)
@@ -95,7 +97,7 @@ class Member(Common, Alone):
             return None
         if not (forwards.shareable(seal.digest) and self.plain() and seal.holds()):
             return None
-        got, seconds = forwards.ask(seal.digest, *found, Wish(sites, head or not sites))
+        got, seconds = forwards.ask(seal.digest, *found, Wish(sites, head or not sites, by_batch))
         self.clock.charge(seconds)
         return got
 
@@ -103,7 +105,8 @@ class Member(Common, Alone):
         """Return what the cell reads on a teacher."""
         for handle, seal in self.teachers:
             if seal.digest == digest:
-                yield Wish(tuple(handle.sites().values()), self.head)
+                by_batch = self._run is not None and self._run.teacher_bn == "batch"
+                yield Wish(tuple(handle.sites().values()), self.head, by_batch)
 
     @property
     def head(self) -> bool:

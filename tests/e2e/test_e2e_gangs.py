@@ -56,7 +56,7 @@ def test_a_gang_gives_what_lone_cells_give(lone, kdbench, site, tmp_path):
     line = "3 of 5 cells share batches and teacher, in 1 gang"
     planned = kdbench.run(lone[0], "--dry-run", env=site)
     assert planned.returncode == 0, planned.stderr
-    assert planned.stdout.splitlines()[-1] == line
+    assert line in planned.stdout.splitlines()
     assert not (tmp_path / "runs").exists()
     done = kdbench.run(lone[0], env=site)
     check(done, tmp_path / "runs" / "g", lone)

@@ -11,6 +11,7 @@ import torch
 from small_run import SIZE, Net, make_run
 from torch import nn
 
+from kdbench.engine.batchnorm import batch_statistics
 from kdbench.engine.cellspec import Arch, TeacherSource
 from kdbench.engine.forwards import Forwards, Seal, Wish
 from kdbench.engine.handle import NetHandle
@@ -129,6 +130,25 @@ def test_views_and_autocast_states_are_apart(teacher: NetHandle) -> None:
         out = shared.ask(0, x, [])
     assert out.logits.dtype is torch.bfloat16
     assert shared.runs == 3
+
+
+def test_forwards_by_batch_statistics_are_apart_and_drift_nowhere(teacher: NetHandle) -> None:
+    shared, x = Shared(teacher), images()
+    sites = tuple(teacher.sites().values())
+    shared.ask(0, x)
+    before = {k: v.clone() for k, v in shared.forwards._teachers["t"].net.state_dict().items()}
+    with torch.no_grad(), batch_statistics(teacher.net):
+        own = teacher.assemble(teacher.capture(x, sites), teacher.sites())
+    for times in range(2):
+        with torch.no_grad():
+            got, seconds = shared.forwards.ask("t", 0, "", x, Wish(sites, True, by_batch=True))
+        assert got is not None
+        same(teacher.assemble(got, teacher.sites()), own)
+        assert (seconds > 0.0) == bool(times)
+    assert shared.runs == 2
+    after = shared.forwards._teachers["t"].net.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    same(shared.ask(0, x), own_forward(teacher, x))
 
 
 def test_nobody_reaches_the_teacher_that_answers(teacher: NetHandle) -> None:

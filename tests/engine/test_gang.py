@@ -150,6 +150,18 @@ def test_batches_and_forwards_are_shared(world: World, company: Company, forward
     assert company.cost("kd")["peak_memory_mb"] is None
 
 
+def test_teachers_by_batch_statistics_are_shared_among_their_like(
+    world: World, company: Company, forwards: list[str]
+) -> None:
+    """ab and ofd run the teacher so; kd does not."""
+    company("ab", "ofd", "kd")
+    for name in ("ab", "ofd", "kd"):
+        assert company.outcome(name) == world.alone(name), name
+    # in the first step, nobody knows yet what the second reads
+    assert forwards.count("given") >= 2 * STEPS - 1
+    assert company.cost("kd")["shared_s"] < company.cost("kd")["train_s"]
+
+
 @pytest.mark.parametrize(
     ("act", "error"),
     [("raise", ValueError), ("nan", Diverged), ("cannot", NotApplicable), ("memory", MemoryError)],
