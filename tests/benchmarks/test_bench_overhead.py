@@ -49,6 +49,7 @@ def trainer(tmp_path):
     (cell.folder / "cell.json").write_text(json.dumps(cell.file.model_dump(mode="json")))
     made = CellTrainer(cell.folder, registry)
     made._load_teacher = lambda k, net: None
+    made._describe_teachers = lambda run: None
     return made
 
 
