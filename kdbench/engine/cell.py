@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from collections.abc import Generator
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -325,14 +326,14 @@ class CellTrainer:
         return min(1.0, spent / len(run.teachers) / at.train_s)
 
     def _cost(self, run: CellRun, method: Method, at: Progress, share: float | None) -> Cost:
-        steps_ms = sorted(row["step_ms"] for row in at.rows)
+        rates = [row["images_per_s"] for row in warm(at.rows) if "images_per_s" in row]
         return Cost(
             train_s=at.train_s,
             eval_s=at.eval_s,
             log_s=at.log_s,
             setup_s=at.setup_s,
-            train_images_per_s=at.images / at.train_s if at.images and at.train_s else None,
-            step_ms=steps_ms[len(steps_ms) // 2] if steps_ms else None,
+            train_images_per_s=statistics.median(rates) if rates else None,
+            step_ms=statistics.median(row["step_ms"] for row in warm(at.rows)) if at.rows else None,
             teacher_share=share,
             extra_params=extra_parameters(method, run),
             epochs=at.total_epochs,
@@ -367,6 +368,11 @@ def provenance(registry: Registry, cell: CellFile) -> dict[str, Plugin]:
             code=code_digest(found.entry.target),
         )
     return out
+
+
+def warm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the epochs by which speed is told: the first, which has the process's warm-up, only if it is alone."""
+    return rows[1:] or rows
 
 
 def now() -> str:

@@ -5,8 +5,7 @@ What cannot be compiled runs as it is, and the record says why.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -91,7 +90,7 @@ class Compiler:
         self._made: dict[Hashable, tuple[Tapped, Any]] = {}
         self._failed: set[Hashable] = set()
         self._seen: set[Hashable] = set()
-        self._seconds = 0.0
+        self._seconds, self._fresh = 0.0, False
         self.notes: list[str] = []
 
     def __call__(
@@ -110,7 +109,6 @@ class Compiler:
         kind = (key, net.training, torch.is_grad_enabled(), tuple(x.shape))
         if kind in self._seen:
             return self._made[key][1](x)  # type: ignore[no-any-return]
-        began = time.perf_counter()
         try:
             out: Given = self._of(key, net, sites, classifier, head)(x)
         except Exception as e:  # of the compiler, or the network's own: then the pass that follows raises it
@@ -118,13 +116,24 @@ class Compiler:
             reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
             self.notes.append(f"{name} is not compiled ({reason})")
             return None
-        wait(self._device)
         self._seen.add(kind)
-        self._seconds += time.perf_counter() - began
+        self._fresh = True
         return out
 
+    def end(self, seconds: Callable[[], float]) -> bool:
+        """A step is over; returns whether it compiled something. Then all its `seconds` count as compiling.
+
+        The backward pass is compiled when it is first run, so that the first passes alone do not tell.
+        """
+        if not self._fresh:
+            return False
+        self._fresh = False
+        wait(self._device)
+        self._seconds += seconds()
+        return True
+
     def take(self) -> float:
-        """Return the seconds of first passes, which compile, since the last call."""
+        """Return the seconds of steps that compiled, since the last call."""
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 

@@ -103,6 +103,10 @@ class CellRun:
         if self.compiler is not None:
             self.compiler.step()
 
+    def end_step(self, seconds: Callable[[], float]) -> bool:
+        """Return whether something was compiled in the step; its `seconds` are then those of compiling."""
+        return self.compiler is not None and self.compiler.end(seconds)
+
     def notes(self) -> list[str]:
         """Return what a reader of the record should know."""
         return [*([] if self.compiler is None else self.compiler.notes), *self._graph_notes]

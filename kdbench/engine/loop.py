@@ -48,6 +48,8 @@ class Progress:
     answered: int = 0
     epoch_s: float = 0.0
     epoch_images: int = 0
+    #: steps of the epoch that are in its clock; those in which something was compiled are not
+    epoch_timed: int = 0
     attempts: int = 1
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -137,7 +139,7 @@ class Loop:
                 driven.set_epoch(epoch)
             if at.step == 0:
                 run.terms.reset()
-                at.epoch_s, at.epoch_images = 0.0, 0
+                at.epoch_s, at.epoch_images, at.epoch_timed = 0.0, 0, 0
             if resumed is None:
                 self.method.on_epoch_start(run)
             else:
@@ -173,6 +175,7 @@ class Loop:
                 break
             run.batch = batch
             run.begin_step()
+            step_began = self._clock()
             for driven in run.optimizers.values():
                 driven.set_update(run.epoch * run.steps_per_epoch + at.step)
             parts = self._step(step_fn, batch, phase)
@@ -181,7 +184,9 @@ class Loop:
             at.step += 1
             at.global_step += 1
             run.step_in_epoch, run.global_step = at.step, at.global_step
-            images += len(batch.x) if batch is not None else 0
+            if not run.end_step(lambda since=step_began: self._clock() - since):  # type: ignore[misc]
+                images += len(batch.x) if batch is not None else 0
+                at.epoch_timed += 1
             if self._should_stop():
                 self._count(began, images)
                 self._save()
@@ -253,9 +258,9 @@ class Loop:
             "train": means,
             "lr": {name: driven.lr for name, driven in run.optimizers.items()},
             "train_s": at.epoch_s,
-            "step_ms": 1e3 * at.epoch_s / at.step,
+            "step_ms": 1e3 * at.epoch_s / max(1, at.epoch_timed),
         }
-        if at.epoch_images:
+        if at.epoch_images and at.epoch_s > 0:
             row["images_per_s"] = at.epoch_images / at.epoch_s
         last = at.total_epochs == sum(self.epochs)
         due = at.total_epochs % run.recipe.eval_every == 0

@@ -16,6 +16,8 @@ def context() -> ForkServerContext:
     # a thread pool per worker would oversubscribe the cores; a worker sets its own number of threads
     for pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(pool, "1")
+    # and a pool of compilers per worker as well, which would outlive it
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     ctx = multiprocessing.get_context("forkserver")
     ctx.set_forkserver_preload(["kdbench.launch.preload"])
     return ctx

@@ -116,7 +116,7 @@ class Cost(_Model):
     #: calls of teachers in training that a table answered, and those that were made; None without tables
     cached_forwards: int | None = Field(default=None, ge=0)
     online_forwards: int | None = Field(default=None, ge=0)
-    #: seconds of the first passes of compiled networks; None where nothing is compiled
+    #: seconds of the steps in which something was compiled; None where nothing is compiled
     compile_s: FiniteFloat | None = Field(default=None, ge=0)
     attempts: int = Field(default=1, ge=1)
 

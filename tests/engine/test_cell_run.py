@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.engine.cell import CellTrainer, Hooks, read_cell
+from kdbench.engine.cell import CellTrainer, Hooks, read_cell, warm
 from kdbench.engine.loop import Interrupted
 from kdbench.errors import KdbenchError
 from kdbench.launch.plan import Plan, PlannedCell, Planner
@@ -121,7 +121,9 @@ def test_cost(kd: tuple[Record, Path]) -> None:
     cost = kd[0].cost
     assert cost is not None
     assert (cost.epochs, cost.steps, cost.attempts, cost.extra_params) == (2, 6, 1, 0)
-    assert cost.train_images_per_s == pytest.approx(2 * 86 / cost.train_s)
+    assert cost.step_ms is not None
+    # of the second epoch: 86 images in 3 steps
+    assert cost.train_images_per_s == pytest.approx(86 / (3 * cost.step_ms / 1e3))
     total = cost.train_s + cost.eval_s + cost.log_s + cost.setup_s
     assert cost.device_hours == pytest.approx(total / 3600)
     assert min(cost.train_s, cost.eval_s, cost.log_s, cost.setup_s) > 0
@@ -328,3 +330,10 @@ def test_unusable_cell_file(tmp_path: Path, content: str) -> None:
 def test_missing_cell_file(tmp_path: Path) -> None:
     with pytest.raises(KdbenchError, match=r"cell\.json: not a usable cell"):
         read_cell(tmp_path)
+
+
+def test_speed_is_told_by_the_epochs_after_the_first() -> None:
+    rows = [{"step_ms": v} for v in (50.0, 10.0, 12.0)]
+    assert warm(rows) == rows[1:]
+    assert warm(rows[:1]) == rows[:1]
+    assert warm([]) == []
