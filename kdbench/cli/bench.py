@@ -96,6 +96,7 @@ def _suite() -> Path:
 def _run(paths: list[Path], expression: str | None) -> tuple[int, dict[str, Any] | None]:
     """Run pytest; return its exit code and the results, None where nothing ran. Raises KdbenchError."""
     import json
+    import os
     import subprocess
     import tempfile
 
@@ -111,7 +112,9 @@ def _run(paths: list[Path], expression: str | None) -> tuple[int, dict[str, Any]
         command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "--benchmark-only"]
         command += ["--benchmark-json", str(out), "--benchmark-columns=median,iqr,rounds"]
         command += ["-k", expression] if expression else []
-        code = subprocess.run([*command, *map(str, paths)], check=False).returncode
+        # of a pytest that this may be called from, whose options are not meant
+        env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+        code = subprocess.run([*command, *map(str, paths)], check=False, env=env).returncode
         if code in (2, 3, 4):
             raise KdbenchError(f"pytest ended with code {code}")
         if not out.exists() or not out.stat().st_size:

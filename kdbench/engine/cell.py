@@ -371,7 +371,7 @@ def provenance(registry: Registry, cell: CellFile) -> dict[str, Plugin]:
 
 
 def warm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the epochs by which speed is told: the first, which has the process's warm-up, only if it is alone."""
+    """Return the epochs that tell the speed: the first, which has the process's warm-up, only if it is alone."""
     return rows[1:] or rows
 
 
