@@ -46,6 +46,7 @@ def compare(
     """
     from kdbench.cli._table import plain, print_json
 
+    _check_paths(a, b)
     limit = None if ignore_speed else tolerance_speed / 100
     if a.is_file() and b.is_file():
         from kdbench.leaderboard.compare_sheets import compare_sheets
@@ -103,16 +104,32 @@ def sheet_regressions(found: SheetComparison, limit: float | None) -> list[str]:
     return out
 
 
+def _check_paths(a: Path, b: Path) -> None:
+    """Raise KdbenchError for a side that is not there, and for a file beside a folder."""
+    from kdbench.errors import KdbenchError
+
+    for path in (a, b):
+        if not path.exists():
+            raise KdbenchError(f"{path}: no such file or folder{_near(path)}")
+    for file, other in ((a, b), (b, a)):
+        if file.is_file() and other.is_dir():
+            raise KdbenchError(f"{file} is a file and {other} a folder: expected two folders, or two files")
+
+
+def _near(path: Path) -> str:
+    from kdbench.errors import did_you_mean
+
+    if not path.parent.is_dir():
+        return ""
+    return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+
+
 def _read(folder: Path) -> list[Record]:
     """Return the records of a run folder or a board. Raises KdbenchError, RecordError."""
-    from kdbench.errors import KdbenchError, RecordError
+    from kdbench.errors import RecordError
     from kdbench.leaderboard.folder import read_records
     from kdbench.results.store import RESULT, RunFolder, read_record
 
-    if folder.is_file():
-        raise KdbenchError(
-            f"{folder}: is a file and the other side is not: expected two folders, or two files"
-        )
     if (folder / "cells").is_dir():
         cells = RunFolder(folder).cell_folders()
         found = [read_record(cell / RESULT) for cell in cells]
