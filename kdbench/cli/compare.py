@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -53,7 +53,9 @@ def compare(
         from kdbench.results.speed import read_sheet
 
         sheets = compare_sheets(read_sheet(a), read_sheet(b))
-        _refuse_nothing(sheets, a, b)
+        if not sheets.lines:
+            both = sheets.only_a and sheets.only_b
+            _refuse_nothing(a, b, f"A has {sheets.only_a[0]}; B has {sheets.only_b[0]}" if both else "")
         regressions = sheet_regressions(sheets, limit)
         content: Any = plain(sheets)
         for line, found in zip(content["lines"], sheets.lines, strict=True):
@@ -61,10 +63,12 @@ def compare(
         show = _show_sheets
         shown: Any = sheets
     else:
-        from kdbench.leaderboard.compare import compare_records
+        from kdbench.leaderboard.compare import compare_records, why_apart
 
-        records = compare_records(_read(a), _read(b))
-        _refuse_nothing(records, a, b)
+        left, right = _read(a), _read(b)
+        records = compare_records(left, right)
+        if not records.lines:
+            _refuse_nothing(a, b, why_apart(left, right))
         regressions = record_regressions(records, tolerance, limit)
         content, show, shown = plain(records), _show_records, records
     if as_json:
@@ -142,14 +146,10 @@ def _read(folder: Path) -> list[Record]:
     return found
 
 
-def _refuse_nothing(found: Comparison | SheetComparison, a: Path, b: Path) -> None:
+def _refuse_nothing(a: Path, b: Path, example: str) -> NoReturn:
     from kdbench.errors import KdbenchError
 
-    if not found.lines:
-        example = (
-            f"; A has {found.only_a[0]}; B has {found.only_b[0]}" if found.only_a and found.only_b else ""
-        )
-        raise KdbenchError(f"{a} and {b} have nothing in common{example}")
+    raise KdbenchError(f"{a} and {b} have nothing in common" + (f"; {example}" if example else ""))
 
 
 def _show_records(found: Comparison) -> None:
