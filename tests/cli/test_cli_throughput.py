@@ -81,6 +81,31 @@ def test_a_matrix_of_speeds_is_the_same_product(kdbench, tmp_path):
     assert "1 cell(s) would run" in again.stdout
 
 
+def test_a_matrix_says_why_a_row_failed(kdbench, tmp_path):
+    matrix = write_matrix(
+        tmp_path / "m.yaml",
+        name="speeds",
+        datasets=[{"name": "synthetic", "args": {"num_classes": 10, "image_size": 32}}],
+        pairs=None,
+        teachers=[None],
+        students=["timm:test_resnet"],
+        methods=["vanilla"],
+        throughput={
+            "only": True,
+            "modes": ["train"],
+            "batch_sizes": [1, 2],
+            "rounds": 2,
+            "max_seconds": 0.1,
+        },
+    )
+    done = kdbench.run(matrix)
+    assert done.returncode == 0, done.stderr
+    (reason,) = (line for line in done.stdout.splitlines() if ": failed: " in line)
+    assert reason.startswith("warning: vanilla | timm:test_resnet | ")
+    assert ": train, fp32, batch 1: failed: ValueError: " in reason
+    assert reason in kdbench.run(matrix).stdout
+
+
 def test_a_row_that_fails_is_shown_and_gives_code_1(kdbench):
     done = kdbench("throughput", "timm:test_resnet", "--batch-sizes", "1,2", "--train", "--no-infer", *QUICK)
     assert done.returncode == 1
