@@ -79,10 +79,11 @@ def compare_records(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
 
 def why_apart(a: Sequence[Record], b: Sequence[Record]) -> str:
     """Return the nearest two records of sets that share no cell, and the keys in which they differ."""
-    x, y = min(
-        ((x, y) for x in a for y in b),
-        key=lambda pair: sum(s != t for s, t in zip(*map(_names, pair), strict=True)),
-    )
+
+    def apart(pair: tuple[Record, Record]) -> int:
+        return sum(s != t for s, t in zip(_names(pair[0]), _names(pair[1]), strict=True))
+
+    x, y = min(((x, y) for x in a for y in b), key=apart)
     names = {k: (s, t) for k, s, t in zip(_LABELS, _names(x), _names(y), strict=True) if s != t}
     # where two cells with teachers differ in a recipe, the ids of the teachers differ for the same reason
     keys = {k: values for k, values in _differing(x, y).items() if k != "teachers"}
@@ -234,7 +235,7 @@ def _gangs(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
     """Return a note for each side whose cells shared batches or forwards where the other's did not."""
     shared = [tuple(bool(r.cost and r.cost.shared_s) for r in (a, b)) for a, b in pairs if a.cost and b.cost]
     notes = []
-    for sides, (here, there) in (((True, False), "AB"), ((False, True), "BA")):
+    for sides, (here, there) in (((True, False), ("A", "B")), ((False, True), ("B", "A"))):
         if n := shared.count(sides):
             notes.append(f"costs of {n} cell(s) were taken in gangs in {here} and alone in {there}")
     return notes
