@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -46,13 +46,16 @@ def compare(
     """
     from kdbench.cli._table import plain, print_json
 
+    _check_paths(a, b)
     limit = None if ignore_speed else tolerance_speed / 100
     if a.is_file() and b.is_file():
         from kdbench.leaderboard.compare_sheets import compare_sheets
         from kdbench.results.speed import read_sheet
 
         sheets = compare_sheets(read_sheet(a), read_sheet(b))
-        _refuse_nothing(sheets, a, b)
+        if not sheets.lines:
+            both = sheets.only_a and sheets.only_b
+            _refuse_nothing(a, b, f"A has {sheets.only_a[0]}; B has {sheets.only_b[0]}" if both else "")
         regressions = sheet_regressions(sheets, limit)
         content: Any = plain(sheets)
         for line, found in zip(content["lines"], sheets.lines, strict=True):
@@ -60,10 +63,12 @@ def compare(
         show = _show_sheets
         shown: Any = sheets
     else:
-        from kdbench.leaderboard.compare import compare_records
+        from kdbench.leaderboard.compare import compare_records, why_apart
 
-        records = compare_records(_read(a), _read(b))
-        _refuse_nothing(records, a, b)
+        left, right = _read(a), _read(b)
+        records = compare_records(left, right)
+        if not records.lines:
+            _refuse_nothing(a, b, why_apart(left, right))
         regressions = record_regressions(records, tolerance, limit)
         content, show, shown = plain(records), _show_records, records
     if as_json:
@@ -103,16 +108,32 @@ def sheet_regressions(found: SheetComparison, limit: float | None) -> list[str]:
     return out
 
 
+def _check_paths(a: Path, b: Path) -> None:
+    """Raise KdbenchError for a side that is not there, and for a file beside a folder."""
+    from kdbench.errors import KdbenchError
+
+    for path in (a, b):
+        if not path.exists():
+            raise KdbenchError(f"{path}: no such file or folder{_near(path)}")
+    for file, other in ((a, b), (b, a)):
+        if file.is_file() and other.is_dir():
+            raise KdbenchError(f"{file} is a file and {other} a folder: expected two folders, or two files")
+
+
+def _near(path: Path) -> str:
+    from kdbench.errors import did_you_mean
+
+    if not path.parent.is_dir():
+        return ""
+    return did_you_mean(path.name, [entry.name for entry in path.parent.iterdir()])
+
+
 def _read(folder: Path) -> list[Record]:
     """Return the records of a run folder or a board. Raises KdbenchError, RecordError."""
-    from kdbench.errors import KdbenchError, RecordError
+    from kdbench.errors import RecordError
     from kdbench.leaderboard.folder import read_records
     from kdbench.results.store import RESULT, RunFolder, read_record
 
-    if folder.is_file():
-        raise KdbenchError(
-            f"{folder}: is a file and the other side is not: expected two folders, or two files"
-        )
     if (folder / "cells").is_dir():
         cells = RunFolder(folder).cell_folders()
         found = [read_record(cell / RESULT) for cell in cells]
@@ -125,14 +146,10 @@ def _read(folder: Path) -> list[Record]:
     return found
 
 
-def _refuse_nothing(found: Comparison | SheetComparison, a: Path, b: Path) -> None:
+def _refuse_nothing(a: Path, b: Path, example: str) -> NoReturn:
     from kdbench.errors import KdbenchError
 
-    if not found.lines:
-        example = (
-            f"; A has {found.only_a[0]}; B has {found.only_b[0]}" if found.only_a and found.only_b else ""
-        )
-        raise KdbenchError(f"{a} and {b} have nothing in common{example}")
+    raise KdbenchError(f"{a} and {b} have nothing in common" + (f"; {example}" if example else ""))
 
 
 def _show_records(found: Comparison) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kdbench.cli._warnings import print_warnings
+
 if TYPE_CHECKING:
     from kdbench.launch.plan import Plan, PlannedCell
 
@@ -98,7 +100,8 @@ def run_matrix(
 ) -> None:
     """Run MATRIX, a file or the name of a shipped matrix.
 
-    Finished cells are skipped and cut ones resumed, so the same command is also how to go on.
+    Finished cells are skipped and cut ones resumed, so the same command is also how to go on. Exit code 1 when
+    a cell is neither done nor not applicable.
     """
     from kdbench.launch.plan import Planner
     from kdbench.launch.progress import make_progress
@@ -143,6 +146,7 @@ def run_matrix(
             err=True,
         )
     if not session.open_cells():
+        print_warnings(plan)
         _print_failures(plan)
         click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")
         _point(plan, sinks)
@@ -243,6 +247,7 @@ def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
         _print_speeds(plan)
     else:
         _print_table(plan)
+    print_warnings(plan)
     _print_failures(plan)
     click.echo(_counts(plan))
     _point(plan, sinks)

@@ -162,19 +162,20 @@ def _settings(models: list[str], options: dict[str, Any]) -> SpeedSettings:
 
     _check_device(options["device"])
     known = get_args(Precision)
-    precisions = _words(options.pop("precision"))
+    precisions = _words("--precision", options.pop("precision"), ", ".join(known))
     for name in precisions:
         if name not in known:
             hint = did_you_mean(name, known)
             raise KdbenchError(f"--precision {name}: expected {', '.join(known)}{hint}")
     sizes: list[Any] = []
-    for word in _words(options.pop("batch_sizes")):
+    expected = "a number of images, or auto"
+    for word in _words("--batch-sizes", options.pop("batch_sizes"), expected):
         if word != "auto" and not (word.isdecimal() and int(word) > 0):
-            raise KdbenchError(f"--batch-sizes {word}: expected a number of images, or auto")
+            raise KdbenchError(f"--batch-sizes {word}: expected {expected}")
         sizes.append(word if word == "auto" else int(word))
     modes = [mode for mode in ("infer", "train") if options.pop(mode)]
-    if not (modes and sizes and precisions):
-        raise KdbenchError("nothing to measure: give --infer or --train, batch sizes and a precision")
+    if not modes:
+        raise KdbenchError("nothing to measure: give --infer or --train")
     return SpeedSettings(
         models=models,
         modes=modes,
@@ -184,8 +185,14 @@ def _settings(models: list[str], options: dict[str, Any]) -> SpeedSettings:
     )
 
 
-def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+def _words(option: str, text: str, expected: str) -> list[str]:
+    """Return the items of a list, each once. Raises KdbenchError for an empty one."""
+    from kdbench.errors import KdbenchError
+
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise KdbenchError(f"{option} {text!r}: an item is empty, expected {expected}")
+    return list(dict.fromkeys(words))
 
 
 def _check_out(out: Path | None) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Keys of an identity that differ between versions of the code, not between things that are compared.
 _VERSIONS = ("version", "protocol")
+#: What cells are called: they are paired by these; the seed is the last.
+_LABELS = ("task", "dataset", "pair", "role", "variant", "recipe", "seed")
 #: What is told of the environments where it differs.
 _TOLD = ("kdbench", "torch", "timm", "torchvision", "python", "cuda", "driver", "precision", "compile")
 
@@ -70,8 +72,24 @@ def compare_records(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
         only_a=[_name(left[k]) for k in sorted(left.keys() - right.keys(), key=repr)],
         only_b=[_name(right[k]) for k in sorted(right.keys() - left.keys(), key=repr)],
         notes=notes
+        + _gangs([(left[k], right[k]) for k in left if k in right])
         + _environments([left[k] for k in left if k in right], [right[k] for k in right if k in left]),
     )
+
+
+def why_apart(a: Sequence[Record], b: Sequence[Record]) -> str:
+    """Return the nearest two records of sets that share no cell, and the keys in which they differ."""
+
+    def apart(pair: tuple[Record, Record]) -> int:
+        return sum(s != t for s, t in zip(_names(pair[0]), _names(pair[1]), strict=True))
+
+    x, y = min(((x, y) for x in a for y in b), key=apart)
+    names = {k: (s, t) for k, s, t in zip(_LABELS, _names(x), _names(y), strict=True) if s != t}
+    # where two cells with teachers differ in a recipe, the ids of the teachers differ for the same reason
+    keys = {k: values for k, values in _differing(x, y).items() if k != "teachers"}
+    # what a key of the identity says too needs no second word
+    differ = {k: values for k, values in names.items() if values not in keys.values()} | keys
+    return f"A has {_name(x)}; B has {_name(y)}; they differ in {_told_keys(differ, limit=6)}"
 
 
 def _by_cell(
@@ -105,8 +123,7 @@ def _by_cell(
 
 
 def _names(record: Record) -> tuple[Any, ...]:
-    x = record.labels
-    return (x.task, x.dataset, x.pair, x.role, x.variant, x.recipe, x.seed)
+    return tuple(getattr(record.labels, name) for name in _LABELS)
 
 
 def _bare(value: Any) -> Any:
@@ -128,7 +145,7 @@ def _line(pairs: list[tuple[Record, Record]]) -> Line:
         elif primary(a) is not None:
             line.broken[a.labels.seed] = b.status
     if any(_bare(a.identity) != _bare(b.identity) for a, b in pairs):
-        line.notes.append(f"not the same cells: {_what_differs(*pairs[0])}")
+        line.notes.append(f"not the same cells: {_told_keys(_differing(*pairs[0]), limit=3)}")
     if not both:
         return line
     ranked = [(x, y) for a, b in both if (x := top1(a)) is not None and (y := top1(b)) is not None]
@@ -194,11 +211,15 @@ def _train_speed(record: Record) -> float | None:
     return None if primary(record) is None or record.cost is None else record.cost.train_images_per_s
 
 
-def _what_differs(a: Record, b: Record, limit: int = 3) -> str:
+def _differing(a: Record, b: Record) -> dict[str, tuple[Any, Any]]:
     left, right = _leaves(_bare(a.identity)), _leaves(_bare(b.identity))
     keys = sorted(k for k in left.keys() | right.keys() if left.get(k) != right.get(k))
-    shown = [f"{k} {left.get(k, 'absent')} and {right.get(k, 'absent')}" for k in keys[:limit]]
-    return ", ".join(shown) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+    return {k: (left.get(k, "absent"), right.get(k, "absent")) for k in keys}
+
+
+def _told_keys(differ: Mapping[str, tuple[Any, Any]], limit: int) -> str:
+    shown = [f"{k} {x} and {y}" for k, (x, y) in list(differ.items())[:limit]]
+    return ", ".join(shown) + (f" and {len(differ) - limit} more" if len(differ) > limit else "")
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -208,6 +229,16 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
             out |= _leaves(v, f"{prefix}.{k}" if prefix else str(k))
         return out
     return {prefix: value}
+
+
+def _gangs(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
+    """Return a note for each side whose cells shared batches or forwards where the other's did not."""
+    shared = [tuple(bool(r.cost and r.cost.shared_s) for r in (a, b)) for a, b in pairs if a.cost and b.cost]
+    notes = []
+    for sides, (here, there) in (((True, False), ("A", "B")), ((False, True), ("B", "A"))):
+        if n := shared.count(sides):
+            notes.append(f"costs of {n} cell(s) were taken in gangs in {here} and alone in {there}")
+    return notes
 
 
 def _environments(a: Sequence[Record], b: Sequence[Record]) -> list[str]:

@@ -84,7 +84,7 @@ def read_sheet(path: Path) -> SpeedSheet:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        text = " ".join(f"{place}: {first['msg']}".split())
+        text = " ".join(f"{place}: {first['msg']}".split()) if place else "expected the .json file of --out"
         raise RecordError(f"{path}: not a speed sheet of `kdbench throughput` ({text[:300]})") from error
 
 

@@ -81,6 +81,18 @@ def test_a_missing_contender_says_how_to_get_it_and_the_others_run(order, tmp_pa
         assert word in text
 
 
+def test_one_time_of_a_step_has_no_spread(order, tmp_path):
+    found = measure(SPEC, ["kdbench", "plain"], tmp_path, seeds=[0])
+    for one in found.values():
+        one.steps = [[one.steps[0][0]]]
+    rows = rows_of(found, SPEC)
+    assert (rows[0]["steps"], rows[0]["step_iqr_ms"]) == (1, None)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table_of(rows, "pair", "plain", accuracy=False))
+    (line,) = (line for line in console.file.getvalue().splitlines() if "kdbench" in line)
+    assert [cell.strip() for cell in line.split("│")[1:4]] == ["kdbench", "10.0", "-"]
+
+
 def test_command_writes_the_figures(order, tmp_path):
     path = tmp_path / "figures.json"
     options = ["--pairs", "digits", "--harness", "kdbench,plain", "--rounds", "1", "--images", "128"]
@@ -100,6 +112,10 @@ def test_command_writes_the_figures(order, tmp_path):
     [
         (["--harness", "kdbench,timmm"], "no 'timmm'; there are kdbench"),
         (["--pairs", "wrn"], "no 'wrn'; there are resnet10t->test_resnet"),
+        (
+            ["--images", "127"],
+            "resnet10t->test_resnet: 127 images with --batch-size 64: expected 128 or more",
+        ),
         (["--steps", "3", "--epochs", "3"], "--epochs and --steps exclude each other"),
     ],
 )

@@ -78,11 +78,18 @@ def test_bad_input_is_told_in_one_line(kdbench, a, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.json").write_text("{}")
     assert "holds no records" in error_line(kdbench("compare", a, tmp_path / "empty"))
-    assert "holds no records" in error_line(kdbench("compare", a, tmp_path / "missing"))
+    for left, right in ((a, "nope"), (tmp_path / "x.json", "nope"), ("nope", a)):
+        assert error_line(kdbench("compare", left, right)) == "nope: no such file or folder"
+    assert "did you mean 'x.json'" in error_line(kdbench("compare", "y.json", "x.json"))
+    (tmp_path / "d.csv").write_text("model,mode\n")
+    line = error_line(kdbench("compare", "d.csv", "x.json"))
+    assert line == "d.csv: not a speed sheet of `kdbench throughput` (expected the .json file of --out)"
     assert "expected two folders, or two files" in error_line(kdbench("compare", a, tmp_path / "x.json"))
     assert "not a speed sheet" in error_line(kdbench("compare", tmp_path / "x.json", tmp_path / "x.json"))
     other = write_run(tmp_path / "o", [make_record(dataset="other")])
-    assert "have nothing in common; A has digits" in error_line(kdbench("compare", a, other))
+    line = error_line(kdbench("compare", a, other))
+    assert "have nothing in common; A has digits" in line
+    assert line.endswith("they differ in dataset.name digits and other")
 
 
 def test_it_stays_light():

@@ -81,6 +81,31 @@ def test_a_matrix_of_speeds_is_the_same_product(kdbench, tmp_path):
     assert "1 cell(s) would run" in again.stdout
 
 
+def test_a_matrix_says_why_a_row_failed(kdbench, tmp_path):
+    matrix = write_matrix(
+        tmp_path / "m.yaml",
+        name="speeds",
+        datasets=[{"name": "synthetic", "args": {"num_classes": 10, "image_size": 32}}],
+        pairs=None,
+        teachers=[None],
+        students=["timm:test_resnet"],
+        methods=["vanilla"],
+        throughput={
+            "only": True,
+            "modes": ["train"],
+            "batch_sizes": [1, 2],
+            "rounds": 2,
+            "max_seconds": 0.1,
+        },
+    )
+    done = kdbench.run(matrix)
+    assert done.returncode == 0, done.stderr
+    (reason,) = (line for line in done.stdout.splitlines() if ": failed: " in line)
+    assert reason.startswith("warning: vanilla | timm:test_resnet | ")
+    assert ": train, fp32, batch 1: failed: ValueError: " in reason
+    assert reason in kdbench.run(matrix).stdout
+
+
 def test_a_row_that_fails_is_shown_and_gives_code_1(kdbench):
     done = kdbench("throughput", "timm:test_resnet", "--batch-sizes", "1,2", "--train", "--no-infer", *QUICK)
     assert done.returncode == 1
@@ -98,6 +123,9 @@ def test_a_row_that_fails_is_shown_and_gives_code_1(kdbench):
             "--precision bf61: expected fp32, tf32, bf16, fp16 (did you mean 'bf16'?)",
         ),
         (["resnet20", "--batch-sizes", "1,x"], "--batch-sizes x: expected a number of images, or auto"),
+        (["resnet20", "--batch-sizes", "1,,2"], "--batch-sizes '1,,2': an item is empty, expected a number"),
+        (["resnet20", "--batch-sizes", ""], "--batch-sizes '': an item is empty"),
+        (["resnet20", "--precision", "fp32,"], "--precision 'fp32,': an item is empty, expected fp32, tf32"),
         (["resnet20", "--device", "gpu"], "--device gpu: expected auto, cpu or cuda"),
         (["resnet20", "--no-infer"], "nothing to measure"),
         (["resnet20", "--out", "x.txt"], "--out x.txt: expected a name that ends in .json or .csv"),

@@ -6,7 +6,7 @@ import pytest
 from factories import make_record, make_speed_record, make_speed_row
 
 from kdbench.cli.compare import record_regressions
-from kdbench.leaderboard.compare import compare_records
+from kdbench.leaderboard.compare import compare_records, why_apart
 from kdbench.results.schema import Record
 
 CPU = {"device": "cpu", "threads": 1}
@@ -129,6 +129,35 @@ def test_what_one_side_lacks_is_listed():
     assert only(found).seeds == [0, 1]
     assert [name.split(", ")[-2:] for name in found.only_a] == [["kd", "seed 2"]]
     assert [name.split(", ")[-2:] for name in found.only_b] == [["dkd", "seed 0"]]
+
+
+def test_what_keeps_all_cells_apart_is_named():
+    labels = {"recipe": "slow"}
+    identity = {"dataset": {"limit_train": 500}, "teachers": [{"cell": "f" * 64}]}
+    slow = records(recipe={"epochs": 9}, labels=labels, identity=identity, seeds=2)
+    fast = [*records(method="dkd"), *records()]
+    assert compare_records(fast, slow).lines == []
+    text = why_apart(fast, slow)
+    assert text.startswith("A has digits, ")
+    assert "kd, seed 0; B has digits, " in text
+    assert text.endswith(
+        "they differ in recipe quick and slow, dataset.limit_train None and 500, recipe.epochs 3 and 9, "
+        "recipe.optimizer.lr 0.05 and absent, recipe.optimizer.name momentum and absent, "
+        "recipe.precision fp32 and absent"
+    )
+
+
+def test_a_difference_that_a_key_tells_is_told_once():
+    found = why_apart(records(seeds=1), records(seeds=1, dataset="other"))
+    assert found.endswith("they differ in dataset.name digits and other")
+
+
+def test_costs_taken_in_gangs_on_one_side_only_are_noted():
+    ganged = records(cost={"shared_s": 3.0})
+    note = "costs of {} cell(s) were taken in gangs in {} and alone in {}"
+    assert note.format(3, "A", "B") in compare_records(ganged, records()).notes
+    assert note.format(2, "B", "A") in compare_records(records(), [*ganged[:2], records()[2]]).notes
+    assert not [n for n in compare_records(ganged, ganged).notes if "gangs" in n]
 
 
 def speed_record(*rows, student="small", seed=0, **environment):

@@ -98,6 +98,11 @@ def main(
     for name in pairs:
         more = {"batch_size": batch_size, "threads": threads, "workers": workers, "device": device}
         spec = spec_of(PAIRS[name], images=images, folder=image_folder, **more)
+        if spec.images is not None and spec.images < 2 * batch_size:
+            raise click.UsageError(
+                f"{name}: {spec.images} images with --batch-size {batch_size}: expected {2 * batch_size} or more, "
+                "since a step is timed from the one before it"
+            )
         timed = epochs or (math.ceil(steps / (spec.images // batch_size)) if steps and spec.images else 1)
         if accuracy:
             total = epochs or 12

@@ -22,11 +22,12 @@ def row_of(one: Measured, spec: Spec, reference: Measured | None) -> dict[str, A
     if one.missing is not None:
         return {"contender": one.name, "missing": one.missing}
     steps = sorted(1e3 * seconds for round_ in one.steps for seconds in round_)
-    quarters = statistics.quantiles(steps, n=4)
+    # two steps an epoch give one time a round
+    quarters = statistics.quantiles(steps, n=4) if len(steps) > 1 else None
     out: dict[str, Any] = {
         "contender": one.name,
         "step_ms": 1e3 * one.step_s,
-        "step_iqr_ms": quarters[2] - quarters[0],
+        "step_iqr_ms": None if quarters is None else quarters[2] - quarters[0],
         "steps": len(steps),
         "epoch_s": one.epoch_s,
         "images_per_s": spec.batch_size * one.steps_per_epoch / one.epoch_s,
@@ -82,7 +83,7 @@ def table_of(rows: list[dict[str, Any]], title: str, reference: str | None, *, a
         )
         cells = [
             f"{row['step_ms']:.1f}",
-            f"{row['step_iqr_ms']:.1f}",
+            "-" if row["step_iqr_ms"] is None else f"{row['step_iqr_ms']:.1f}",
             ratio,
             f"{row['epoch_ratio']:.2f}" if "ratio" in row else "",
             f"{row['epoch_s']:.2f}",
