@@ -217,10 +217,11 @@ class Session:
         return arranged
 
     def _told(self, jobs: Sequence[Job], total: int) -> list[str]:
-        """Return what people should know of teachers and of who shares what."""
+        """Return what people should know of precision, of teachers and of who shares what."""
         ids = {c.cell_id for j in jobs for c in (j.gang or (j,))}
         chosen = [c for c in self._plan.cells if c.id in ids]
-        lines = describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
+        lines = [*self._plan.notes]
+        lines += describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
         line = told(jobs, total)
         return [*lines, line] if line else lines
 
