@@ -14,7 +14,9 @@ from kdbench.matrix.recipe import Recipe
 def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> tuple[list[CellSpec], str | None]:
     """Return the cells with what ``auto`` stands for, and a line that says it; None where no recipe has it.
 
-    There is one answer for all cells, so that methods compare. Raises KdbenchError where the device cannot be used.
+    There is one answer for all cells, so that methods compare.
+
+    Raises KdbenchError where the device cannot be used.
     """
     if not any(_open(spec) for spec in specs):
         return list(specs), None

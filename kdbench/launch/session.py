@@ -14,7 +14,7 @@ from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
 from kdbench.launch.failure import failure_record, write_failure
 from kdbench.launch.forecast import Forecast
-from kdbench.launch.gangs import Wish, arrange, told
+from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
 from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors
@@ -189,6 +189,10 @@ class Session:
         asked = self._options.slots_per_gpu
         return self._plan.matrix.matrix.slots_per_gpu if asked is None else asked
 
+    @property
+    def _wish(self) -> Wish:
+        return self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
+
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
         slots = self._slots_per_gpu
@@ -211,8 +215,7 @@ class Session:
                 self._progress.note(f"warning: the launcher '{self._options.launcher}' runs every cell alone")
             arranged = list(jobs)
         else:
-            wish = self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
-            arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, wish, workers)
+            arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, self._wish, workers)
         self._outlook.plan(arranged, workers)
         return arranged
 
@@ -222,8 +225,8 @@ class Session:
         chosen = [c for c in self._plan.cells if c.id in ids]
         lines = [*self._plan.notes]
         lines += describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
-        line = told(jobs, total)
-        return [*lines, line] if line else lines
+        alone = compiled([c.file for c in chosen]) if self._wish != "off" else None
+        return [*lines, *(line for line in (alone, told(jobs, total)) if line)]
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""

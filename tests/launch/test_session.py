@@ -203,6 +203,14 @@ def test_what_would_share_is_told_and_nothing_is_written(session, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_cells_that_compile_are_told_where_they_would_share(plan, session):
+    for cell in plan.cells:
+        cell.file.recipe = cell.file.recipe.model_copy(update={"compile": "default"})
+    line = "4 cell(s) compile, so each runs in a process of its own"
+    assert session(workers=1).sharing()[-1] == line
+    assert line not in session(workers=1, gang="off").sharing()
+
+
 def test_launchers_that_know_no_gangs_get_every_cell_alone(session, capsys):
     made = session(workers=1, gang="auto")
     made.run()
