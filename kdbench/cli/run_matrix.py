@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from kdbench.launch.plan import Plan, PlannedCell
+    from kdbench.matrix.word_or_number import WordOrNumber
 
 
 @click.command("run-matrix")
@@ -163,25 +164,24 @@ def _console() -> Any:
 
 
 def _slots(value: str | None) -> Any:
-    if value is None or value == "auto":
-        return value
-    if value.isdigit() and 1 <= int(value) <= 16:
-        return int(value)
-    from kdbench.errors import KdbenchError, did_you_mean
+    from kdbench.matrix.word_or_number import SLOTS
 
-    near = did_you_mean(value, ["auto"])
-    raise KdbenchError(f"--slots-per-gpu {value}: expected auto or a number of cells from 1 to 16{near}")
+    return _read("--slots-per-gpu", SLOTS, value)
 
 
 def _gang(value: str | None) -> Any:
-    if value is None or value in ("auto", "off"):
-        return value
-    if value.isdigit() and 2 <= int(value) <= 64:
-        return int(value)
-    from kdbench.errors import KdbenchError, did_you_mean
+    from kdbench.matrix.word_or_number import GANG
 
-    near = did_you_mean(value, ["auto", "off"])
-    raise KdbenchError(f"--gang {value}: expected auto, off or a number of cells from 2 to 64{near}")
+    return _read("--gang", GANG, value)
+
+
+def _read(option: str, known: WordOrNumber, value: str | None) -> str | int | None:
+    from kdbench.errors import KdbenchError
+
+    try:
+        return None if value is None else known.read(value)
+    except ValueError as e:
+        raise KdbenchError(f"{option} {value}: {e}") from e
 
 
 def _check_device(device: str) -> None:
