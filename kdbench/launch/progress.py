@@ -10,6 +10,10 @@ from typing import Any, Protocol
 from kdbench.launch.plan import PlannedCell
 
 
+#: What the display calls a cell that was interrupted; it is no progress.
+CUT = "cut"
+
+
 class Progress(Protocol):
     """A display. Its methods are called from the parent's only thread."""
 
@@ -87,6 +91,9 @@ class PlainProgress:
         self.note(f"       {cell.label}: epoch {row['epoch']}/{epochs}, {describe(row)}")
 
     def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
+        if status == CUT:  # it is not done, and the time left is that of a run that stops
+            self.note(f"{status:6} {cell.label}: {detail}")
+            return
         self._eta.ended += 1
         left = f"{self._eta.ended}/{self._eta.total}, left {self._eta.text()}"
         self.note(f"{status:6} {cell.label}: {detail} ({left})")
@@ -142,10 +149,11 @@ class LiveProgress:
             self._bars.update(self._matrix, detail=f"left {self._eta.text()}")
 
     def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
-        self._eta.ended += 1
         if cell.id in self._cells:
             self._bars.remove_task(self._cells.pop(cell.id))
-        self._bars.update(self._matrix, advance=1, detail=f"left {self._eta.text()}")
+        if status != CUT:
+            self._eta.ended += 1
+            self._bars.update(self._matrix, advance=1, detail=f"left {self._eta.text()}")
         self.note(f"{status:6} {cell.label}: {detail}")
 
     def note(self, text: str) -> None:

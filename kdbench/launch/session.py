@@ -22,7 +22,7 @@ from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
-from kdbench.launch.progress import Progress, clock_text
+from kdbench.launch.progress import CUT, Progress, clock_text
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
@@ -269,7 +269,7 @@ class Session:
             self._progress.note(f"{cell.label}: {event['message']}")
         elif kind == "interrupted":
             cell.status = "interrupted"
-            self._progress.cell_ended(cell, "cut", "saved; the same command resumes it")
+            self._progress.cell_ended(cell, CUT, "saved; the same command resumes it")
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:

@@ -190,6 +190,26 @@ def test_time_left_is_told_once_a_cell_is_done(plan, session, capsys):
     assert lines[-1].endswith("(4/4, left 0:00)")
 
 
+def test_cells_that_are_cut_are_no_progress(plan, session, capsys, monkeypatch):
+    made = session()
+
+    def launch(jobs, gpus):
+        for job, kind in zip(jobs, ("finished", "interrupted", "interrupted", "finished"), strict=True):
+            made._on_event({"event": "started", "cell_id": job.cell_id})
+            if kind == "finished":
+                put(made._cells[job.cell_id], "done")
+            made._on_event({"event": kind, "cell_id": job.cell_id})
+
+    monkeypatch.setattr(made, "_launch", launch)
+    made.run()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.endswith("the same command resumes it") for line in told if line.startswith("cut")] == [
+        True,
+        True,
+    ]
+    assert [re.search(r"\((\d/\d)", line)[1] for line in told if line.startswith("done")] == ["1/4", "2/4"]
+
+
 def test_costs_follow_the_operations_before_anything_is_known(plan, session):
     made = session()
     made.run()
