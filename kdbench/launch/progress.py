@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from kdbench.launch.plan import PlannedCell
 
-
 #: What the display calls a cell that was interrupted; it is no progress.
 CUT = "cut"
 
