@@ -113,7 +113,16 @@ def run_matrix(
         registry.get(kind, name)
     loaded = load_matrix(matrix, sets=sets)
     folder = RunFolder(runs / loaded.matrix.name)
-    plan = Planner(registry, loaded, folder, settings.disable, device).plan(only)
+    planner = Planner(
+        registry,
+        loaded,
+        folder,
+        settings.disable,
+        device,
+        # on the error output: what a dry run prints is for other programs too
+        waits=lambda: click.echo(f"{loaded.matrix.name}: looking at methods and networks", err=True),
+    )
+    plan = planner.plan(only)
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     options = Options(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,11 @@ class Planner:
         run: RunFolder,
         disable: Sequence[str],
         device: str = "auto",
+        waits: Callable[[], None] | None = None,
     ) -> None:
         self._registry, self._loaded, self._run, self._device = registry, loaded, run, device
         self._disable = list(disable)
-        self._resolver = Resolver(registry, disable)
+        self._resolver = Resolver(registry, disable, waits)
         self._infos: dict[str, DataInfo] = {}
         self._data_args: dict[str, dict[str, Any]] = {}
         self._methods: dict[str, dict[str, Any]] = {}

@@ -76,8 +76,8 @@ class PlainProgress:
 
     def start(self, total: int, done: int, left: Left = lambda: None) -> None:
         self._eta.total, self._eta.left = total, left
-        expected = "" if left() is None else f", expected time {self._eta.text()}"
-        self.note(f"{total} cell(s) to run, {done} finished before{expected}")
+        if left() is not None:
+            self.note(f"expected time {self._eta.text()}")
 
     def cell_started(self, cell: PlannedCell) -> None:
         self._told[cell.id] = time.monotonic()

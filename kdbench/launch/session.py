@@ -72,6 +72,7 @@ class Session:
         self._shares = Shares(1, None, 0)
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
+        self._noted: set[str] = set()
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
@@ -100,8 +101,15 @@ class Session:
         """Run the open cells. Returns whether the run was interrupted."""
         folder = self._plan.run.path
         cells = self.open_cells()
+        done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
+        # what comes next takes seconds, in which people had better see that something is under way
+        self._progress.note(
+            f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
+        )
         # both take seconds and need nothing of each other, nor of the next lines
         warm_up()
+        if not _has_gpu_driver() or self._options.device == "cpu":
+            self._tell(self.sharing())  # known before the workers are
         self._mirrors.prepare()
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
@@ -122,7 +130,6 @@ class Session:
             self._mirrors.open(self._facts(), self._options.tracking_uri)
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
-            done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
             self._progress.start(len(cells), done, self._outlook.left)
             with self._signals():
                 self._launch(jobs, gpus)
@@ -175,8 +182,7 @@ class Session:
         cls = self._registry.get("launchers", self._options.launcher).load()
         total = len(jobs)
         jobs = self._arrange(jobs, gpus, cls)
-        for line in self._told(jobs, total):
-            self._progress.note(line)
+        self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
         options: dict[str, Any] = {"workers": workers, "gpus": gpus, "cost": self._outlook.cost}
         if gpus:
@@ -212,7 +218,7 @@ class Session:
         workers = gpus if gpus and self._slots_per_gpu == "auto" else self._shares.workers
         if not getattr(launcher, "gangs", False):
             if self._options.gang not in (None, "off"):
-                self._progress.note(f"warning: the launcher '{self._options.launcher}' runs every cell alone")
+                self._tell([f"warning: the launcher '{self._options.launcher}' runs every cell alone"])
             arranged = list(jobs)
         else:
             arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, self._wish, workers)
@@ -227,6 +233,13 @@ class Session:
         lines += describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
         alone = compiled([c.file for c in chosen]) if self._wish != "off" else None
         return [*lines, *(line for line in (alone, told(jobs, total)) if line)]
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        """Note what was not noted before."""
+        for line in lines:
+            if line not in self._noted:
+                self._noted.add(line)
+                self._progress.note(line)
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""

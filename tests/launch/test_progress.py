@@ -10,7 +10,7 @@ def test_plain_lines_count_what_ended_and_not_what_was_cut(capsys):
     shown.start(3, 0)
     for status in ("done", CUT, "failed"):
         shown.cell_ended(SimpleNamespace(id=status, label=status), status, "why")
-    assert capsys.readouterr().err.splitlines()[1:] == [
+    assert capsys.readouterr().err.splitlines() == [
         "done   done: why (1/3, left ?)",
         "cut    cut: why",
         "failed failed: why (2/3, left ?)",

@@ -210,6 +210,28 @@ def test_cells_that_are_cut_are_no_progress(plan, session, capsys, monkeypatch):
     assert [re.search(r"\((\d/\d)", line)[1] for line in told if line.startswith("done")] == ["1/4", "2/4"]
 
 
+def test_the_plan_is_told_before_anything_is_started(plan, registry, monkeypatch, capsys):
+    made = Session(registry, plan, Options(sinks=("none",), device="cpu", workers=1), PlainProgress())
+
+    def started(cells):
+        raise KdbenchError("no further")
+
+    monkeypatch.setattr(made, "_devices", started)
+    with pytest.raises(KdbenchError, match="no further"):
+        made.run()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "m: 4 cell(s) to run, 0 finished before"
+    assert lines[-1] == "2 of 4 cells share batches and teacher, in 1 gang"
+
+
+def test_a_line_is_told_once(session, capsys):
+    made = session(workers=1)
+    made.run()
+    made._tell(made.sharing())
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("in 1 gang" in line for line in lines) == 1
+
+
 def test_costs_follow_the_operations_before_anything_is_known(plan, session):
     made = session()
     made.run()
