@@ -12,6 +12,7 @@ from kdbench.cli._warnings import print_warnings
 
 if TYPE_CHECKING:
     from kdbench.launch.plan import Plan, PlannedCell
+    from kdbench.matrix.word_or_number import WordOrNumber
 
 
 @click.command("run-matrix")
@@ -115,7 +116,16 @@ def run_matrix(
         registry.get(kind, name)
     loaded = load_matrix(matrix, sets=sets)
     folder = RunFolder(runs / loaded.matrix.name)
-    plan = Planner(registry, loaded, folder, settings.disable, device).plan(only)
+    planner = Planner(
+        registry,
+        loaded,
+        folder,
+        settings.disable,
+        device,
+        # on the error output: what a dry run prints is for other programs too
+        waits=lambda: click.echo(f"{loaded.matrix.name}: looking at methods and networks", err=True),
+    )
+    plan = planner.plan(only)
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     options = Options(
@@ -167,25 +177,24 @@ def _console() -> Any:
 
 
 def _slots(value: str | None) -> Any:
-    if value is None or value == "auto":
-        return value
-    if value.isdigit() and 1 <= int(value) <= 16:
-        return int(value)
-    from kdbench.errors import KdbenchError, did_you_mean
+    from kdbench.matrix.word_or_number import SLOTS
 
-    near = did_you_mean(value, ["auto"])
-    raise KdbenchError(f"--slots-per-gpu {value}: expected auto or a number of cells from 1 to 16{near}")
+    return _read("--slots-per-gpu", SLOTS, value)
 
 
 def _gang(value: str | None) -> Any:
-    if value is None or value in ("auto", "off"):
-        return value
-    if value.isdigit() and 2 <= int(value) <= 64:
-        return int(value)
-    from kdbench.errors import KdbenchError, did_you_mean
+    from kdbench.matrix.word_or_number import GANG
 
-    near = did_you_mean(value, ["auto", "off"])
-    raise KdbenchError(f"--gang {value}: expected auto, off or a number of cells from 2 to 64{near}")
+    return _read("--gang", GANG, value)
+
+
+def _read(option: str, known: WordOrNumber, value: str | None) -> str | int | None:
+    from kdbench.errors import KdbenchError
+
+    try:
+        return None if value is None else known.read(value)
+    except ValueError as e:
+        raise KdbenchError(f"{option} {value}: {e}") from e
 
 
 def _check_device(device: str) -> None:

@@ -239,6 +239,8 @@ class Loop:
         self.at.epoch_images += images
         self.at.taught += self.run.taught
         self.at.answered += self.run.answered
+        # an epoch in which others measured is counted in several parts
+        self.run.taught = self.run.answered = 0
 
     def _finish_epoch(self, phase: Phase) -> None:
         run, at = self.run, self.at

@@ -68,6 +68,14 @@ def told(arranged: Sequence[Job], total: int) -> str | None:
     return f"{sum(sizes)} of {total} cells share batches and teacher, in {gangs}"
 
 
+def compiled(cells: Sequence[CellFile]) -> str | None:
+    """Return a line on the cells that run alone because they compile, or None where none does."""
+    count = sum(not cell.only_speed and cell.recipe.compile != "none" for cell in cells)
+    if not count:
+        return None
+    return f"{count} cell(s) compile, so each runs in a process of its own"
+
+
 def _alone(cell: CellFile) -> bool:
     """Return whether a cell has nothing to share, or would not be what it is alone."""
     # a compiler makes other code, with other last bits, of a teacher that is read at more places

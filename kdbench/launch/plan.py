@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,11 @@ class Planner:
         run: RunFolder,
         disable: Sequence[str],
         device: str = "auto",
+        waits: Callable[[], None] | None = None,
     ) -> None:
         self._registry, self._loaded, self._run, self._device = registry, loaded, run, device
         self._disable = list(disable)
-        self._resolver = Resolver(registry, disable)
+        self._resolver = Resolver(registry, disable, waits)
         self._infos: dict[str, DataInfo] = {}
         self._data_args: dict[str, dict[str, Any]] = {}
         self._methods: dict[str, dict[str, Any]] = {}
@@ -57,7 +58,7 @@ class Planner:
     def plan(self, only: Sequence[str] = ()) -> Plan:
         """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
         expansion = expand(self._loaded, only=only)
-        specs = settle(expansion.cells, self._resolver, self._device)
+        specs, precision = settle(expansion.cells, self._resolver, self._device)
         self._check_names(specs)
         self._describe_datasets(specs)
         self._resolve_methods(specs)
@@ -75,7 +76,7 @@ class Planner:
         possible = [cell.spec for cell in planned if cell.status != "not_applicable"]
         doubts = dict.fromkeys(single_image(spec, self._infos[_dataset_key(spec)]) for spec in possible)
         warnings = [*expansion.warnings, *(text for text in doubts if text)]
-        return Plan(self._loaded, self._run, planned, warnings)
+        return Plan(self._loaded, self._run, planned, warnings, [precision] if precision else [])
 
     def _check_names(self, specs: Sequence[CellSpec]) -> None:
         for spec in specs:

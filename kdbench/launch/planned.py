@@ -67,12 +67,13 @@ class PlannedCell:
 
 @dataclass
 class Plan:
-    """All cells, teachers first."""
+    """All cells, teachers first. `notes` say what was settled for them."""
 
     matrix: LoadedMatrix
     run: RunFolder
     cells: list[PlannedCell]
     warnings: list[str]
+    notes: list[str] = field(default_factory=list)
 
     def counts(self) -> Counter[str]:
         return Counter(c.status for c in self.cells)

@@ -11,17 +11,29 @@ from kdbench.matrix import CellSpec
 from kdbench.matrix.recipe import Recipe
 
 
-def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> list[CellSpec]:
-    """Return the cells with what ``auto`` stands for; one answer for all, so that methods compare.
+def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> tuple[list[CellSpec], str | None]:
+    """Return the cells with what ``auto`` stands for, and a line that says it; None where no recipe has it.
+
+    There is one answer for all cells, so that methods compare.
 
     Raises KdbenchError where the device cannot be used.
     """
     if not any(_open(spec) for spec in specs):
-        return list(specs)
+        return list(specs), None
     answer = resolver.ask([{"ask": "device", "device": device, "precisions": []}])[0]
     if answer["error"]:
         raise KdbenchError(answer["error"])
-    return [_settled(spec, answer["auto"]) for spec in specs]
+    return [_settled(spec, answer["auto"]) for spec in specs], _told(answer["auto"], answer["device"])
+
+
+def _told(precision: str, device: str) -> str:
+    if precision == "fp32":
+        why = "which has no units for bf16"
+    elif device == "cpu":
+        why = "which need not be faster for small networks"
+    else:
+        why = "which has units for it"
+    return f"precision auto: {precision} on this {'CPU' if device == 'cpu' else 'GPU'}, {why}"
 
 
 def _open(spec: CellSpec) -> bool:

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 from kdbench.launch.plan import PlannedCell
 
+#: What the display calls a cell that was interrupted; it is no progress.
+CUT = "cut"
+
 
 class Progress(Protocol):
     """A display. Its methods are called from the parent's only thread."""
@@ -73,8 +76,8 @@ class PlainProgress:
 
     def start(self, total: int, done: int, left: Left = lambda: None) -> None:
         self._eta.total, self._eta.left = total, left
-        expected = "" if left() is None else f", expected time {self._eta.text()}"
-        self.note(f"{total} cell(s) to run, {done} finished before{expected}")
+        if left() is not None:
+            self.note(f"expected time {self._eta.text()}")
 
     def cell_started(self, cell: PlannedCell) -> None:
         self._told[cell.id] = time.monotonic()
@@ -87,6 +90,9 @@ class PlainProgress:
         self.note(f"       {cell.label}: epoch {row['epoch']}/{epochs}, {describe(row)}")
 
     def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
+        if status == CUT:  # it is not done, and the time left is that of a run that stops
+            self.note(f"{status:6} {cell.label}: {detail}")
+            return
         self._eta.ended += 1
         left = f"{self._eta.ended}/{self._eta.total}, left {self._eta.text()}"
         self.note(f"{status:6} {cell.label}: {detail} ({left})")
@@ -142,10 +148,11 @@ class LiveProgress:
             self._bars.update(self._matrix, detail=f"left {self._eta.text()}")
 
     def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
-        self._eta.ended += 1
         if cell.id in self._cells:
             self._bars.remove_task(self._cells.pop(cell.id))
-        self._bars.update(self._matrix, advance=1, detail=f"left {self._eta.text()}")
+        if status != CUT:
+            self._eta.ended += 1
+            self._bars.update(self._matrix, advance=1, detail=f"left {self._eta.text()}")
         self.note(f"{status:6} {cell.label}: {detail}")
 
     def note(self, text: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,10 +31,15 @@ SMALLEST_SHARE = 16
 
 
 class Resolver:
-    """Asks questions in batches. A question is a mapping with ``ask`` (``method``, ``probe`` or ``device``)."""
+    """Asks questions in batches. A question is a mapping with ``ask`` (``method``, ``probe`` or ``device``).
 
-    def __init__(self, registry: Registry, disable: Sequence[str] = ()) -> None:
-        self._registry, self._disable = registry, list(disable)
+    `waits` is called once, before the first question that takes a process, and so seconds.
+    """
+
+    def __init__(
+        self, registry: Registry, disable: Sequence[str] = (), waits: Callable[[], None] | None = None
+    ) -> None:
+        self._registry, self._disable, self._waits = registry, list(disable), waits
         self._versions = {name: _version(name) for name in ("torch", "timm", "kdbench")}
 
     def ask(self, questions: Sequence[Mapping[str, Any]]) -> list[Answer]:
@@ -73,6 +78,9 @@ class Resolver:
 
     def _in_process(self, questions: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Ask one process for each core, or fewer where there is little to ask."""
+        if self._waits is not None:
+            self._waits()
+            self._waits = None
         # neighbours in the list share networks, so each process gets a stretch of it
         size = max(SMALLEST_SHARE, -(-len(questions) // cores()))
         asked = [self._start(questions[i : i + size]) for i in range(0, len(questions), size)]

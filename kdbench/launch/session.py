@@ -14,7 +14,7 @@ from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
 from kdbench.launch.failure import failure_record, write_failure
 from kdbench.launch.forecast import Forecast
-from kdbench.launch.gangs import Wish, arrange, told
+from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
 from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors
@@ -22,7 +22,7 @@ from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
-from kdbench.launch.progress import Progress, clock_text
+from kdbench.launch.progress import CUT, Progress, clock_text
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
@@ -72,6 +72,7 @@ class Session:
         self._shares = Shares(1, None, 0)
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
+        self._noted: set[str] = set()
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
@@ -100,8 +101,15 @@ class Session:
         """Run the open cells. Returns whether the run was interrupted."""
         folder = self._plan.run.path
         cells = self.open_cells()
+        done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
+        # what comes next takes seconds, in which people had better see that something is under way
+        self._progress.note(
+            f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
+        )
         # both take seconds and need nothing of each other, nor of the next lines
         warm_up()
+        if not _has_gpu_driver() or self._options.device == "cpu":
+            self._tell(self.sharing())  # known before the workers are
         self._mirrors.prepare()
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
@@ -122,7 +130,6 @@ class Session:
             self._mirrors.open(self._facts(), self._options.tracking_uri)
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
-            done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
             self._progress.start(len(cells), done, self._outlook.left)
             with self._signals():
                 self._launch(jobs, gpus)
@@ -175,8 +182,7 @@ class Session:
         cls = self._registry.get("launchers", self._options.launcher).load()
         total = len(jobs)
         jobs = self._arrange(jobs, gpus, cls)
-        for line in self._told(jobs, total):
-            self._progress.note(line)
+        self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
         options: dict[str, Any] = {"workers": workers, "gpus": gpus, "cost": self._outlook.cost}
         if gpus:
@@ -188,6 +194,10 @@ class Session:
     def _slots_per_gpu(self) -> Slots:
         asked = self._options.slots_per_gpu
         return self._plan.matrix.matrix.slots_per_gpu if asked is None else asked
+
+    @property
+    def _wish(self) -> Wish:
+        return self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
@@ -208,21 +218,28 @@ class Session:
         workers = gpus if gpus and self._slots_per_gpu == "auto" else self._shares.workers
         if not getattr(launcher, "gangs", False):
             if self._options.gang not in (None, "off"):
-                self._progress.note(f"warning: the launcher '{self._options.launcher}' runs every cell alone")
+                self._tell([f"warning: the launcher '{self._options.launcher}' runs every cell alone"])
             arranged = list(jobs)
         else:
-            wish = self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
-            arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, wish, workers)
+            arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, self._wish, workers)
         self._outlook.plan(arranged, workers)
         return arranged
 
     def _told(self, jobs: Sequence[Job], total: int) -> list[str]:
-        """Return what people should know of teachers and of who shares what."""
+        """Return what people should know of precision, of teachers and of who shares what."""
         ids = {c.cell_id for j in jobs for c in (j.gang or (j,))}
         chosen = [c for c in self._plan.cells if c.id in ids]
-        lines = describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
-        line = told(jobs, total)
-        return [*lines, line] if line else lines
+        lines = [*self._plan.notes]
+        lines += describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
+        alone = compiled([c.file for c in chosen]) if self._wish != "off" else None
+        return [*lines, *(line for line in (alone, told(jobs, total)) if line)]
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        """Note what was not noted before."""
+        for line in lines:
+            if line not in self._noted:
+                self._noted.add(line)
+                self._progress.note(line)
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""
@@ -265,7 +282,7 @@ class Session:
             self._progress.note(f"{cell.label}: {event['message']}")
         elif kind == "interrupted":
             cell.status = "interrupted"
-            self._progress.cell_ended(cell, "cut", "saved; the same command resumes it")
+            self._progress.cell_ended(cell, CUT, "saved; the same command resumes it")
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:

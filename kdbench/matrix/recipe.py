@@ -49,6 +49,11 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def _none(value: Any) -> Any:
+    """``off`` says the same as ``none``, so that every switch of a recipe can be turned off by that word."""
+    return "none" if _off(value) == "off" else value
+
+
 class StrictModel(BaseModel):
     """Base of what a user writes: no unknown keys, no conversion of types, no change afterwards."""
 
@@ -196,7 +201,9 @@ class Recipe(StrictModel):
         description="Table of the teacher's outputs for all views, for methods that read no more than logits and "
         "pooled features; off: the teacher runs in every step.",
     )
-    compile: Literal["none", "default", "reduce-overhead", "graph", "auto"] = Field(
+    compile: Annotated[
+        Literal["none", "default", "reduce-overhead", "graph", "auto"], BeforeValidator(_none)
+    ] = Field(
         default="none",
         description="default, reduce-overhead: torch.compile of student and teacher in this mode; graph: whole "
         "steps as CUDA graphs; auto: graph on a GPU, where a probe in the cell's first steps shows that it pays.",

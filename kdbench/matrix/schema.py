@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints, Wit
 
 from kdbench.matrix.recipe import Recipe, StrictModel, at
 from kdbench.matrix.throughput import ThroughputItem, check_only_speed
+from kdbench.matrix.word_or_number import GANG, SLOTS
 
 #: Largest seed, so that every consumer can hold it in 64 bits with sign.
 MAX_SEED = 2**63 - 1
@@ -48,7 +49,7 @@ def _switch(value: Any) -> Any:
 
 
 def _gang(value: Any) -> Any:
-    return "off" if value is False else value  # YAML takes a bare `off` for false
+    return GANG.check("off" if value is False else value)  # YAML takes a bare `off` for false
 
 
 class DatasetItem(StrictModel):
@@ -308,9 +309,9 @@ class Matrix(StrictModel):
             description="Train cells that share batches and teacher in one process: auto, off, or how many.",
         )
     )
-    slots_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
-        default=1, description="Cells at a time on each GPU: a number, or auto: as many as pay."
-    )
+    slots_per_gpu: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1, le=16)], BeforeValidator(SLOTS.check)
+    ] = Field(default=1, description="Cells at a time on each GPU: a number, or auto: as many as pay.")
     include: Annotated[tuple[Include, ...], Field(strict=False)] = Field(
         default=(), description="Cells added to the product, after `exclude`."
     )

@@ -414,6 +414,19 @@ def test_a_pause_between_steps_changes_no_number(start: Start) -> None:
     assert paused[2].at.images == sum(round(row["images_per_s"] * row["train_s"]) for row in rows)
 
 
+class Asks(Plain):
+    """Has its one answer in every step from a table."""
+
+    def loss(self, S: Any, T: Any, batch: Batch, run: Any) -> Mapping[str, Tensor]:
+        run.answered += 1
+        return super().loss(S, T, batch, run)
+
+
+def test_forwards_are_counted_once_however_often_others_measure(start: Start) -> None:
+    at = start(Asks, epochs=2, options={"wanted": lambda: True})[2].train()
+    assert at.taught == at.answered == at.global_step == 6
+
+
 def test_the_test_split_is_closed_to_methods(start: Start) -> None:
     run, _, _ = start(Plain)
     with pytest.raises(ValueError, match="never sees the test split"):

@@ -16,7 +16,7 @@ import pytest
 from kdbench.engine.cellspec import Arch, CellFile, Data, TeacherSource
 from kdbench.hooks import Job
 from kdbench.launch import local
-from kdbench.launch.gangs import arrange, gang_of, told
+from kdbench.launch.gangs import arrange, compiled, gang_of, told
 from kdbench.launch.local import LocalLauncher
 from kdbench.matrix import Recipe
 from kdbench.results.schema import Labels
@@ -185,6 +185,16 @@ def test_what_is_told(matrix: Matrix) -> None:
         == "5 of 5 cells share batches and teacher, in 2 gangs"
     )
     assert told(arrange(matrix.jobs, matrix.cells, "off", 1), 5) is None
+
+
+def test_cells_that_compile_are_told(matrix: Matrix) -> None:
+    matrix.add("a", "t")
+    assert compiled(list(matrix.cells.values())) is None
+    for name in "bc":
+        matrix.add(name, "t", recipe={**RECIPE, "compile": "default"})
+    assert matrix.arrange() == [["a"], ["b"], ["c"]]
+    line = "2 cell(s) compile, so each runs in a process of its own"
+    assert compiled(list(matrix.cells.values())) == line
 
 
 def lone(folder: str, connection: Any, environment: Mapping[str, str]) -> None:

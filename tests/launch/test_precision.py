@@ -7,6 +7,8 @@ from kdbench.engine.precision import Precision, automatic
 from kdbench.errors import KdbenchError
 from kdbench.launch.plan import Planner
 from kdbench.launch.precision import settle
+from kdbench.launch.progress import PlainProgress
+from kdbench.launch.session import Options, Session
 from kdbench.matrix import expand, load_matrix
 from kdbench.registry import Registry
 from kdbench.results.store import RunFolder
@@ -34,8 +36,10 @@ def load(tmp_path):
 
 
 def test_one_answer_holds_for_all_cells_and_their_teachers(load):
-    resolver = Asked(auto="bf16")
-    cells = settle(expand(load("auto", methods=["vanilla", "kd"], seeds=2)).cells, resolver, "cuda")
+    resolver = Asked(auto="bf16", device="cuda")
+    specs = expand(load("auto", methods=["vanilla", "kd"], seeds=2)).cells
+    cells, line = settle(specs, resolver, "cuda")
+    assert line == "precision auto: bf16 on this GPU, which has units for it"
     assert {c.recipe.precision for c in cells} == {"bf16"}
     assert {c.teacher.recipe.precision for c in cells if c.teacher} == {"bf16"}
     assert [q["device"] for q in resolver.questions] == ["cuda"]
@@ -44,8 +48,28 @@ def test_one_answer_holds_for_all_cells_and_their_teachers(load):
 def test_nothing_is_asked_where_every_recipe_says(load):
     resolver = Asked(auto="bf16")
     cells = list(expand(load("fp32")).cells)
-    assert settle(cells, resolver, "cpu") == cells
+    assert settle(cells, resolver, "cpu") == (cells, None)
     assert resolver.questions == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "line"),
+    [
+        ("bf16", "precision auto: bf16 on this CPU, which need not be faster for small networks"),
+        ("fp32", "precision auto: fp32 on this CPU, which has no units for bf16"),
+    ],
+)
+def test_what_it_stands_for_is_told(load, precision, line):
+    resolver = Asked(auto=precision, device="cpu")
+    assert settle(expand(load("auto")).cells, resolver, "auto")[1] == line
+
+
+def test_a_plan_says_it_first(load, tmp_path):
+    registry = Registry.load()
+    plan = Planner(registry, load("auto"), RunFolder(tmp_path / "run"), (), "cpu").plan()
+    session = Session(registry, plan, Options(sinks=("none",), device="cpu"), PlainProgress())
+    assert plan.notes == session.sharing()[:1]
+    assert plan.notes[0].startswith(f"precision auto: {automatic('cpu')} on this CPU")
 
 
 def test_a_device_that_is_not_there_is_an_error(load):

@@ -47,6 +47,17 @@ def test_answers_are_kept_and_errors_are_not(resolver):
     assert asked == [3, 1]
 
 
+def test_waiting_is_told_once_and_only_where_a_process_is_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path))
+    told = []
+    asking = Resolver(Registry.load(), waits=lambda: told.append("asks"))
+    asking.ask([method("kd")])
+    asking.ask([method("dkd")])
+    assert told == ["asks"]
+    Resolver(Registry.load(), waits=lambda: told.append("again")).ask([method("kd"), method("dkd")])
+    assert told == ["asks"]
+
+
 def test_changed_code_is_asked_again(resolver, monkeypatch):
     ask, asked = resolver
     ask.ask([method("kd")])

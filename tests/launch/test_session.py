@@ -190,6 +190,48 @@ def test_time_left_is_told_once_a_cell_is_done(plan, session, capsys):
     assert lines[-1].endswith("(4/4, left 0:00)")
 
 
+def test_cells_that_are_cut_are_no_progress(plan, session, capsys, monkeypatch):
+    made = session()
+
+    def launch(jobs, gpus):
+        for job, kind in zip(jobs, ("finished", "interrupted", "interrupted", "finished"), strict=True):
+            made._on_event({"event": "started", "cell_id": job.cell_id})
+            if kind == "finished":
+                put(made._cells[job.cell_id], "done")
+            made._on_event({"event": kind, "cell_id": job.cell_id})
+
+    monkeypatch.setattr(made, "_launch", launch)
+    made.run()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.endswith("the same command resumes it") for line in told if line.startswith("cut")] == [
+        True,
+        True,
+    ]
+    assert [re.search(r"\((\d/\d)", line)[1] for line in told if line.startswith("done")] == ["1/4", "2/4"]
+
+
+def test_the_plan_is_told_before_anything_is_started(plan, registry, monkeypatch, capsys):
+    made = Session(registry, plan, Options(sinks=("none",), device="cpu", workers=1), PlainProgress())
+
+    def started(cells):
+        raise KdbenchError("no further")
+
+    monkeypatch.setattr(made, "_devices", started)
+    with pytest.raises(KdbenchError, match="no further"):
+        made.run()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "m: 4 cell(s) to run, 0 finished before"
+    assert lines[-1] == "2 of 4 cells share batches and teacher, in 1 gang"
+
+
+def test_a_line_is_told_once(session, capsys):
+    made = session(workers=1)
+    made.run()
+    made._tell(made.sharing())
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("in 1 gang" in line for line in lines) == 1
+
+
 def test_costs_follow_the_operations_before_anything_is_known(plan, session):
     made = session()
     made.run()
@@ -201,6 +243,14 @@ def test_what_would_share_is_told_and_nothing_is_written(session, tmp_path):
     assert session(workers=1).sharing()[-1] == "2 of 4 cells share batches and teacher, in 1 gang"
     assert not any("gang" in line for line in session(workers=1, gang="off").sharing())
     assert not (tmp_path / "run").exists()
+
+
+def test_cells_that_compile_are_told_where_they_would_share(plan, session):
+    for cell in plan.cells:
+        cell.file.recipe = cell.file.recipe.model_copy(update={"compile": "default"})
+    line = "4 cell(s) compile, so each runs in a process of its own"
+    assert session(workers=1).sharing()[-1] == line
+    assert line not in session(workers=1, gang="off").sharing()
 
 
 def test_launchers_that_know_no_gangs_get_every_cell_alone(session, capsys):

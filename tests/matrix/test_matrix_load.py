@@ -38,6 +38,10 @@ def test_seeds_and_throughput(tmp_path: Path):
     assert (own.batch_sizes, own.rounds) == ((8,), 3)
 
 
+GANG = "expected auto, off or a number of cells from 2 to 64"
+SLOTS = "expected auto or a number of cells from 1 to 16"
+NEAR = " (did you mean 'auto'?); got 'atuo'"
+
 #: What replaces what in SMALL -> the start of the message.
 REFUSED = [
     ("seeds: 2", "seeds: true", "m.yaml:5: seeds: expected a number of seeds (integer) or a list"),
@@ -236,6 +240,14 @@ REFUSED = [
         "m.yaml:7: include[0]: an item of include names at least",
     ),
     ("recipe: quick", "recipe: quick\ninclude: [{seed: -1}]", "m.yaml:7: include[0].seed"),
+    *(
+        ("recipe: quick", f"recipe: quick\ngang: {value}", f"m.yaml:7: gang: {GANG}{rest}")
+        for value, rest in [("1", "; got 1"), ("65", ";"), ("2.0", ";"), ("on", ";"), ("atuo", NEAR)]
+    ),
+    *(
+        ("recipe: quick", f"recipe: quick\nslots_per_gpu: {value}", f"m.yaml:7: slots_per_gpu: {SLOTS}{rest}")
+        for value, rest in [("0", "; got 0"), ("17", ";"), ("off", ";"), ("atuo", NEAR)]
+    ),
 ]
 
 

@@ -57,6 +57,11 @@ def test_defaults():
     assert recipe.name == "inline"
 
 
+@pytest.mark.parametrize("value", ["off", False, "none"])
+def test_compile_is_turned_off_as_other_switches_are(value: Any):
+    assert Recipe.model_validate({**LEAST, "compile": value}).compile == "none"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
