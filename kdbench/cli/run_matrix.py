@@ -122,8 +122,7 @@ def run_matrix(
         folder,
         settings.disable,
         device,
-        # on the error output: what a dry run prints is for other programs too
-        waits=lambda: click.echo(f"{loaded.matrix.name}: looking at methods and networks", err=True),
+        waits=lambda: _wait(loaded.matrix.name),
     )
     plan = planner.plan(only)
     for warning in plan.warnings:
@@ -174,6 +173,12 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _wait(name: str) -> None:
+    # for who sits before it; elsewhere bad input is told in one line and no other
+    if sys.stderr.isatty():
+        click.echo(f"{name}: looking at methods and networks", err=True)
 
 
 def _slots(value: str | None) -> Any:

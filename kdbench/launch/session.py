@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -102,14 +103,11 @@ class Session:
         folder = self._plan.run.path
         cells = self.open_cells()
         done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
-        # what comes next takes seconds, in which people had better see that something is under way
-        self._progress.note(
-            f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
-        )
+        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
+        if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
+            self._tell([planned])
         # both take seconds and need nothing of each other, nor of the next lines
         warm_up()
-        if not _has_gpu_driver() or self._options.device == "cpu":
-            self._tell(self.sharing())  # known before the workers are
         self._mirrors.prepare()
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
@@ -123,6 +121,8 @@ class Session:
         if not lock.try_exclusive():
             raise KdbenchError(f"{folder}: another kdbench is running this matrix")
         try:
+            # before the sinks open, which takes seconds too
+            self._tell([planned, *self.sharing()])
             self._write_matrix()
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kdbench.api import cache_dir
@@ -146,9 +148,28 @@ def _table_line(group: _Group, known: Mapping[str, PlannedCell]) -> str:
     rate = _rate(group, known)
     text += f" in about {group.filled / rate:.0f} s" if rate else ""
     text += f" by {group.filled:,} forwards in place of {group.forwards:,}"
-    if group.filled > group.forwards:
-        text += "; unless it is there already, recipe.teacher_cache: off takes less"
+    if _maybe_there(group):
+        text += (
+            "; one of this shape is there already: if it is of this teacher and machine, nothing is filled"
+        )
+    elif group.filled > group.forwards:
+        text += "; recipe.teacher_cache: off takes less"
     return text
+
+
+def _maybe_there(group: _Group) -> bool:
+    """Return whether a finished table of logits has the group's shape; whose it is takes torch to tell."""
+    wanted = {
+        "images": group.images,
+        "views": group.views,
+        "width": _teaching(group.first).info.num_classes,
+        "dtype": group.first.file.teacher_cache,
+    }
+    for note in Path(cache_dir("teacher-tables")).glob("*/logits.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            if json.loads(note.read_bytes())["shape"] == wanted:
+                return True
+    return False
 
 
 def _room_line(groups: Sequence[_Group]) -> str:

@@ -210,13 +210,13 @@ def test_cells_that_are_cut_are_no_progress(plan, session, capsys, monkeypatch):
     assert [re.search(r"\((\d/\d)", line)[1] for line in told if line.startswith("done")] == ["1/4", "2/4"]
 
 
-def test_the_plan_is_told_before_anything_is_started(plan, registry, monkeypatch, capsys):
-    made = Session(registry, plan, Options(sinks=("none",), device="cpu", workers=1), PlainProgress())
+def test_the_plan_is_told_before_the_sinks_are_opened(session, monkeypatch, capsys):
+    made = session(workers=1)
 
-    def started(cells):
+    def opened(facts, uri):
         raise KdbenchError("no further")
 
-    monkeypatch.setattr(made, "_devices", started)
+    monkeypatch.setattr(made._mirrors, "open", opened)
     with pytest.raises(KdbenchError, match="no further"):
         made.run()
     lines = capsys.readouterr().err.splitlines()

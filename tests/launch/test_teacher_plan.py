@@ -3,10 +3,12 @@
 import shutil
 
 import pytest
+import torch
 from matrices import DIGITS, RECIPE, STUDENT, TEACHER, write_matrix
 
 from kdbench.api import cache_dir
 from kdbench.engine.data.views import CropFlip
+from kdbench.engine.teacher_table import Shape, Tables
 from kdbench.hooks import Job
 from kdbench.launch.gangs import arrange
 from kdbench.launch.plan import Planner
@@ -50,6 +52,21 @@ def test_one_table_for_all_methods_and_seeds(make_plan):
         "teacher online in 2 cell(s) (at): "
         "their methods do not declare that logits or pooled features are enough"
     )
+
+
+def test_a_table_that_may_be_there_is_told(make_plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDBENCH_CACHE", str(tmp_path / "cache"))
+    plan = make_plan(methods=["kd"], recipe={**CACHED, "epochs": 2})
+    assert lines(plan)[0].endswith("in place of 230; recipe.teacher_cache: off takes less")
+    folder = tmp_path / "cache" / "teacher-tables" / "a"
+    (width,) = {c.teaching.info.num_classes for c in plan.cells}
+    for images, told in ((114, False), (115, True)):
+        tables = Tables(folder, {"logits": Shape(images, 81, width, "fp16")}, torch.device("cpu"))
+        with tables.alone():
+            tables.fill(lambda a, b: [torch.zeros((b - a) * 81, width)], lambda n: None, lambda: None)
+        assert ("one of this shape is there already" in lines(plan)[0]) is told
+    (folder / "logits.json").write_text("{")
+    assert "there already" not in lines(plan)[0]
 
 
 def test_pooled_features_and_strong_views_are_told(make_plan):
