@@ -273,7 +273,10 @@ def _watch(
         if len(raw) == enough:
             raise _Enough
 
-    return [
-        module.register_forward_pre_hook(lambda m, args: keep("input", args[0])),
-        module.register_forward_hook(lambda m, args, out: keep("output", out)),
-    ]
+    # a hook costs as much as a small layer, so there is none on a side that nobody reads
+    sides, handles = {site.side for site in sites}, []
+    if "input" in sides:
+        handles.append(module.register_forward_pre_hook(lambda m, args: keep("input", args[0])))
+    if "output" in sides:
+        handles.append(module.register_forward_hook(lambda m, args, out: keep("output", out)))
+    return handles
