@@ -124,7 +124,7 @@ def test_a_sheet_is_read_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("{}", "settings"), ("not JSON", "JSON"), (json.dumps({"kind": "other"}), "kind")],
+    [("{}", "settings"), ("not JSON", "not a speed sheet"), (json.dumps({"kind": "other"}), "kind")],
 )
 def test_what_is_no_sheet_is_told_in_one_line(tmp_path, text, expected):
     path = tmp_path / "s.json"

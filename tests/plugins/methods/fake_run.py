@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdbench.api import Batch, DataInfo, NotApplicable, Opt, Out, Tap
+from kdbench.protocol.types import NO_HEAD
 
 CLASSES, SIZE = 4, 16
 
@@ -162,7 +163,19 @@ class FakeRun:
             self.students[name] = FakeHandle(name, TinyNet((5, 7, 9)))
         return self.students[name]
 
-    def teach(self, handle: FakeHandle, x: Tensor, *, grad: bool = False, bn: str | None = None) -> Out:
+    def teach(
+        self,
+        handle: FakeHandle,
+        x: Tensor,
+        *,
+        grad: bool = False,
+        bn: str | None = None,
+        head: bool | None = None,
+    ) -> Out:
+        out = self._teach(handle, x, grad, bn)
+        return Out(NO_HEAD, out.feats) if head is False else out
+
+    def _teach(self, handle: FakeHandle, x: Tensor, grad: bool, bn: str | None) -> Out:
         with nullcontext() if grad else torch.no_grad():
             if (bn or self.teacher_bn) == "eval":
                 return handle(x)
