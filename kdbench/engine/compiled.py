@@ -42,7 +42,7 @@ class Tapped(nn.Module):
             module.register_forward_pre_hook(self._before(path, here))
             module.register_forward_hook(self._after(path, here))
         if classifier is not None:
-            classifier.register_forward_pre_hook(self._classified)
+            classifier.register_forward_pre_hook(self._classified())
 
     def forward(self, x: Tensor) -> Given:
         self._raw, self._pooled, self._calls = {}, [], {}
@@ -50,6 +50,7 @@ class Tapped(nn.Module):
         logits = self.net(x)
         self._on = False
         raw, pooled = self._raw, self._pooled[0] if self._pooled else None
+        self._raw, self._pooled = {}, []
         return (logits, raw, pooled) if self.head else (None, raw, None)
 
     def _keep(self, path: str, side: str, sites: Sequence[Site], value: Tensor) -> None:
@@ -73,9 +74,13 @@ class Tapped(nn.Module):
 
         return hook
 
-    def _classified(self, module: nn.Module, args: Any) -> None:
-        if self._on and args and args[0].dim() in (2, 4):
-            self._pooled.append(args[0])
+    def _classified(self) -> Any:
+        # a function and no bound method: copies of the network take functions as they are
+        def hook(module: nn.Module, args: Any) -> None:
+            if self._on and args and args[0].dim() in (2, 4):
+                self._pooled.append(args[0])
+
+        return hook
 
 
 class Compiler:

@@ -117,7 +117,7 @@ class NetHandle:
         """Copy the network and its taps for a deployable that holds a handle: not the run behind it."""
         made = object.__new__(type(self))
         memo[id(self)] = made
-        left_out = {"_batches": None, "_aux": [], "_trace": None}
+        left_out = {"_batches": None, "_aux": [], "_trace": None, "compiler": None}
         for key, value in vars(self).items():
             setattr(made, key, left_out[key] if key in left_out else copy.deepcopy(value, memo))
         return made
@@ -273,7 +273,7 @@ def _watch(
         if len(raw) == enough:
             raise _Enough
 
-    # a hook costs as much as a small layer, so there is none on a side that nobody reads
+    # every hook is called in every pass, so there is none on a side that nobody reads
     sides, handles = {site.side for site in sites}, []
     if "input" in sides:
         handles.append(module.register_forward_pre_hook(lambda m, args: keep("input", args[0])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,13 @@ def test_what_cannot_be_compiled_runs_and_says_so(tmp_path: Path, monkeypatch: p
 def test_the_state_of_a_compiled_student_has_its_own_names(tmp_path: Path) -> None:
     state, _, _ = trained(tmp_path, compile="default")
     assert state.keys() == Quiet().state_dict().keys()
+
+
+def test_copies_of_a_handle_are_not_compiled(tmp_path: Path) -> None:
+    """A deployable that holds a handle is copied to count its operations."""
+    run = make_run(tmp_path, net=Quiet, compile="default")
+    run.lock()
+    run.student(X)
+    made = copy.deepcopy(run.student)
+    assert made.compiler is None
+    torch.testing.assert_close(made(X).logits, run.student.net(X))
