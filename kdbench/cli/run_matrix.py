@@ -104,6 +104,7 @@ def run_matrix(
     Finished cells are skipped and cut ones resumed, so the same command is also how to go on. Exit code 1 when
     a cell is neither done nor not applicable.
     """
+    from kdbench.launch.mirror import prepare
     from kdbench.launch.plan import Planner
     from kdbench.launch.progress import make_progress
     from kdbench.launch.session import Options, Session
@@ -116,13 +117,19 @@ def run_matrix(
         registry.get(kind, name)
     loaded = load_matrix(matrix, sets=sets)
     folder = RunFolder(runs / loaded.matrix.name)
+
+    def wait() -> None:
+        _wait(loaded.matrix.name)
+        if not dry_run:
+            prepare(registry, sinks)
+
     planner = Planner(
         registry,
         loaded,
         folder,
         settings.disable,
         device,
-        waits=lambda: _wait(loaded.matrix.name),
+        waits=wait,
     )
     plan = planner.plan(only)
     for warning in plan.warnings:

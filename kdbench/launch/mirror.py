@@ -5,14 +5,29 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kdbench.registry import Registry
 
 
+def prepare(registry: Registry, names: Sequence[str]) -> None:
+    """Let sinks that have a ``prepare()`` import what they need, while the caller does something else."""
+    for name in names:
+        if name == "none":
+            continue
+        action = getattr(registry.get("sinks", name).load(), "prepare", None)
+        if action is not None:
+            threading.Thread(target=_quietly, args=(action,), daemon=True).start()
+
+
 class Mirrors:
-    """Opens sinks, writes records to them, and lets go of one that fails."""
+    """Opens sinks, writes records to them, and lets go of one that fails.
+
+    All that a sink does happens in one thread of its own, in the order of the calls, so cells need not wait for
+    a store that opens slowly; :meth:`close` waits.
+    """
 
     def __init__(
         self, registry: Registry, names: Sequence[str], warn: Callable[[str], None], repair: str
@@ -20,38 +35,37 @@ class Mirrors:
         self._registry, self._warn, self._repair = registry, warn, repair
         self._sinks: dict[str, Any] = {}
         self._names = [n for n in names if n != "none"]
-        self._ahead: list[threading.Thread] = []
-
-    def prepare(self) -> None:
-        """Let sinks that have a ``prepare()`` import what they need, while the caller does something else."""
-        for name in self._names:
-            action = getattr(self._registry.get("sinks", name).load(), "prepare", None)
-            if action is not None:
-                self._ahead.append(threading.Thread(target=_quietly, args=(action,), daemon=True))
-                self._ahead[-1].start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kdbench-sinks")
 
     def open(self, matrix: Mapping[str, Any], uri: str | None) -> None:
         """Open every sink."""
-        for thread in self._ahead:
-            thread.join()
-        for name in self._names:
-            self._try(name, lambda s: s.open(matrix, uri=uri), self._registry.get("sinks", name).load()())
+        self._later(self._open, matrix, uri)
 
     def write(self, record: Mapping[str, Any], folder: Path) -> None:
         """Mirror one record."""
-        for name, sink in list(self._sinks.items()):
-            self._try(name, lambda s: s.write(record, folder), sink)
+        self._later(self._each, lambda s: s.write(record, folder))
 
     def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         """Add metrics that only the whole matrix can tell, where a sink takes them."""
-        for name, sink in list(self._sinks.items()):
-            if hasattr(sink, "annotate"):
-                self._try(name, lambda s: s.annotate(cell_id, metrics), sink)
+        self._later(self._each, lambda s: s.annotate(cell_id, metrics) if hasattr(s, "annotate") else None)
 
     def close(self, status: str) -> None:
-        """Close every sink that still works."""
+        """Close every sink that still works, when all that came before is written."""
+        self._later(self._each, lambda s: s.close(status))
+        self._thread.shutdown()
+
+    def _later(self, action: Callable[..., None], *arguments: Any) -> None:
+        if self._names:
+            self._thread.submit(action, *arguments)
+
+    def _open(self, matrix: Mapping[str, Any], uri: str | None) -> None:
+        for name in self._names:
+            sink = self._registry.get("sinks", name).load()()
+            self._try(name, lambda s: s.open(matrix, uri=uri), sink)
+
+    def _each(self, action: Callable[[Any], Any]) -> None:
         for name, sink in list(self._sinks.items()):
-            self._try(name, lambda s: s.close(status), sink)
+            self._try(name, action, sink)
 
     def _try(self, name: str, action: Callable[[Any], None], sink: Any) -> None:
         try:

@@ -18,7 +18,7 @@ from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
 from kdbench.launch.locks import FileLock
-from kdbench.launch.mirror import Mirrors
+from kdbench.launch.mirror import Mirrors, prepare
 from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
@@ -106,9 +106,9 @@ class Session:
         planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
-        # both take seconds and need nothing of each other, nor of the next lines
+        # both take seconds and need nothing of each other, nor of the next lines; planning may have begun them
         warm_up()
-        self._mirrors.prepare()
+        prepare(self._registry, self._options.sinks)
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
         if self._shares.warning:
