@@ -20,6 +20,10 @@ from typing import Any
 
 import pytest
 import torch
+from peers.contenders import CONTENDERS
+from peers.rounds import measure
+from peers.spec import PAIRS as PEERS
+from peers.spec import spec_of
 from torch.utils._pytree import tree_leaves
 
 from kdbench.engine.cell import CellTrainer, Hooks
@@ -33,6 +37,8 @@ BATCH, STEPS, ROUNDS = 64, 3, 2
 #: Eight that read the teacher's logits of one view only.
 LOGITS = ("kd", "kd temperature=8", "dkd", "dist", "ctkd", "wsld", "kd-ls", "timm-logit")
 MIXED = ("vanilla", "kd", "ab", "ofd", "fitnet", "at", "sp", "crd")
+#: How many times as long torchdistill must take for the eight cells, in fp32, as the gang in bf16.
+BESIDE = 3.5
 #: teacher, student, methods, goal
 PAIRS = {
     "logits wrn_40_2": ("wrn_40_2", "wrn_16_2", LOGITS, 1.6),
@@ -63,7 +69,7 @@ def random_teachers(monkeypatch):
     monkeypatch.setattr(CellTrainer, "_load_teacher", load)
 
 
-def write_cell(where: Path, variant: str, teacher: str, student: str) -> Path:
+def write_cell(where: Path, variant: str, teacher: str, student: str, recipe: dict[str, Any]) -> Path:
     steps = STEPS + 1
     method, *changes = variant.split()
     content = {
@@ -99,6 +105,7 @@ def write_cell(where: Path, variant: str, teacher: str, student: str) -> Path:
             "batch_size": BATCH,
             "val_fraction": 0.0,
             "optimizer": {"name": "momentum", "lr": 0.05},
+            **recipe,
         },
         "seed": 0,
         "threads": 1,
@@ -122,19 +129,20 @@ class Enough(Hooks):
 class Meter:
     """Adds up the seconds of the turns in which a cell takes a step that counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Callable[[], float]) -> None:
         self.seconds = 0.0
         self.turns = 0
+        self._timer = timer
 
     def __call__(self, trainer: CellTrainer, turn: Callable[[], Any]) -> Any:
         loop = trainer.loop
         counts = loop is not None and loop.at.global_step > 0
-        began = time.process_time()
+        began = self._timer()
         try:
             return turn()
         finally:
             if counts:
-                self.seconds += time.process_time() - began
+                self.seconds += self._timer() - began
                 self.turns += 1
 
 
@@ -152,7 +160,7 @@ class MeteredGang(Gang):
 
 
 def run_alone(folders: list[Path], registry: Registry) -> Meter:
-    meter = Meter()
+    meter = Meter(time.process_time)
     for folder in folders:
         hooks = Enough()
         trainer = hooks.trainer = CellTrainer(folder, registry, hooks)
@@ -163,7 +171,9 @@ def run_alone(folders: list[Path], registry: Registry) -> Meter:
     return meter
 
 
-def run_gang(folders: list[Path], registry: Registry) -> Meter:
+def run_gang(
+    folders: list[Path], registry: Registry, timer: Callable[[], float] = time.process_time
+) -> Meter:
     ended: list[BaseException | None] = []
 
     def end(folder: Path, error: BaseException | None) -> bool:
@@ -171,7 +181,7 @@ def run_gang(folders: list[Path], registry: Registry) -> Meter:
         return True
 
     gang = MeteredGang(folders, registry, lambda folder: Enough(), end)
-    gang.meter = Meter()
+    gang.meter = Meter(timer)
     assert gang.run() == []
     assert all(isinstance(e, Interrupted) for e in ended), ended
     return gang.meter
@@ -193,7 +203,7 @@ def test_gang(benchmark, tmp_path, pair):
 
     def folders(side: str) -> list[Path]:
         where = tmp_path / f"{side}-{len(alone)}"
-        return [write_cell(where, m, teacher, student) for m in methods]
+        return [write_cell(where, m, teacher, student, {}) for m in methods]
 
     def before_each_round() -> None:
         made = folders("alone")
@@ -221,3 +231,41 @@ def test_gang(benchmark, tmp_path, pair):
     }
     print(f"\n{pair}: one after another / gang = {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     assert ratio >= goal
+
+
+@pytest.mark.skipif(
+    CONTENDERS["torchdistill"].missing is not None or CONTENDERS["kdbench-bf16"].missing is not None,
+    reason="torchdistill is not installed, or the processor has no bf16",
+)
+@pytest.mark.usefixtures("random_teachers")
+@pytest.mark.parametrize("pair", ["logits wrn_40_2", "logits resnet32x4"])
+def test_bf16_beside_torchdistill(benchmark, tmp_path, pair):
+    """Eight cells in a gang, in bf16, against torchdistill's step in fp32, eight times. By the wall clock."""
+    teacher, student, methods, _ = PAIRS[pair]
+    registry = Registry.load()
+    recipe = {"precision": "bf16", "channels_last": True}
+    spec = spec_of(PEERS[f"{teacher}->{student}"], images=4 * BATCH, epochs=3)
+    theirs: list[float] = []
+    shared: list[Meter] = []
+
+    def before_each_round() -> None:
+        where = tmp_path / f"peer-{len(theirs)}"
+        theirs.append(measure(spec, ["torchdistill"], where, seeds=[0])["torchdistill"].step_s)
+
+    def gang() -> None:
+        where = tmp_path / f"gang-{len(shared)}"
+        made = [write_cell(where, m, teacher, student, recipe) for m in methods]
+        shared.append(run_gang(made, registry, time.perf_counter))
+
+    benchmark.pedantic(gang, setup=before_each_round, rounds=ROUNDS)
+    ours = [m.seconds / m.turns for m in shared]
+    ratios = [peer / own for peer, own in zip(theirs, ours, strict=True)]
+    benchmark.extra_info |= {
+        "ratio": round(statistics.median(ratios), 3),
+        "goal": BESIDE,
+        "methods": list(methods),
+        "torchdistill_step_ms": round(1e3 * statistics.median(theirs), 1),
+        "gang_step_ms": round(1e3 * statistics.median(ours), 1),
+    }
+    print(f"\n{pair}: torchdistill / gang in bf16 = {', '.join(f'{r:.2f}' for r in ratios)}")
+    assert statistics.median(ratios) >= BESIDE
