@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdbench.leaderboard.rows import Row
@@ -16,7 +16,7 @@ class Column:
     Attributes:
         title: heading.
         help: what the numbers are, with their unit.
-        group: ``"what"``, ``"accuracy"`` or ``"cost"``; Markdown makes a table of each of the last two.
+        group: ``"what"``, ``"accuracy"``, ``"compared"`` or ``"cost"``; Markdown has a table of each later one.
         text: the cell as shown.
         value: the number to sort by; None for a column of texts, which sorts by the text.
     """
@@ -41,6 +41,8 @@ def _n(row: Row) -> str:
 
 def _spread(row: Row) -> str:
     s = row.last
+    if s.mean is None:
+        return f"{NULL} ({row.why_null})"
     return number(s.mean, 2) if s.sd is None else f"{number(s.mean, 2)} ± {number(s.sd, 2)}"
 
 
@@ -181,6 +183,11 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def columns(*, with_student: bool) -> tuple[Column, ...]:
-    """Return the columns of a table."""
-    return (COLUMNS[0], STUDENT, *COLUMNS[1:]) if with_student else COLUMNS
+def columns(rows: Sequence[Row], references: Sequence[str] = (), *, with_student: bool) -> tuple[Column, ...]:
+    """Return the columns of a table of `rows`; those of comparisons only where there is something to compare."""
+    from kdbench.leaderboard.compared_columns import compared_columns
+
+    first = (VARIANT, STUDENT) if with_student else (VARIANT,)
+    rest = COLUMNS[1:]
+    at = next(n for n, column in enumerate(rest) if column.group == "cost")
+    return (*first, *rest[:at], *compared_columns(rows, references), *rest[at:])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.leaderboard.board import Board, setting_facts
+from kdbench.leaderboard.overall_table import HEADS, cells, sentences
 from kdbench.leaderboard.rows import primary
 from kdbench.leaderboard.sections import Section
 from kdbench.leaderboard.text import NOTE, NULL, clean, first_line
@@ -22,6 +23,15 @@ def render_html(board: Board) -> str:
             notes=[clean(note, NOTE) for note in board.notes],
             statuses=board.statuses,
             sections=[_section(s, numbers) for s in board.sections],
+            overall_heads=HEADS,
+            overalls=[
+                {
+                    "title": clean(overall.title),
+                    "sentences": [clean(sentence, NOTE) for sentence in sentences(overall)],
+                    "rows": [[clean(c) for c in cells(overall, line)] for line in overall.lines],
+                }
+                for overall in board.overalls
+            ],
             unfinished=[
                 {
                     "status": u.status,
