@@ -8,6 +8,15 @@ from dataclasses import dataclass
 from kdbench.leaderboard.rows import Row
 from kdbench.leaderboard.text import NULL, count, number, rate
 
+#: What every page says above its tables.
+ABOUT = (
+    "Accuracies are percent on the test split. A row whose cells are not all done has no mean, and the reason "
+    "stands beside it; fewer than 3 seeds give no rank and no interval of a difference. Overlapping intervals of "
+    "two means tell nothing of their difference: the paired differences do. Each of these is looked at by itself, "
+    "and the best row was chosen by the same seeds: of 30 methods that are equal, about one in six would stand "
+    "below the best."
+)
+
 
 @dataclass(frozen=True)
 class Column:

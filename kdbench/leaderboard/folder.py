@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +139,12 @@ def build_folder(folder: Path) -> int:
 
 
 def _told(info: BoardInfo) -> dict[str, Any]:
-    return {field.name: getattr(info, field.name) for field in fields(info)}
+    return {
+        "title": info.title,
+        "description": info.description,
+        "notes": info.notes,
+        "references": info.references,
+    }
 
 
 def check_folder(folder: Path) -> list[str]:

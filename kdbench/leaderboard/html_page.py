@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.leaderboard.board import Board, setting_facts
+from kdbench.leaderboard.columns import ABOUT
 from kdbench.leaderboard.overall_table import HEADS, cells, sentences
 from kdbench.leaderboard.rows import primary
 from kdbench.leaderboard.sections import Section
@@ -22,6 +23,7 @@ def render_html(board: Board) -> str:
             description=clean(board.description, 2000),
             notes=[clean(note, NOTE) for note in board.notes],
             statuses=board.statuses,
+            about=ABOUT,
             sections=[_section(s, numbers) for s in board.sections],
             overall_heads=HEADS,
             overalls=[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kdbench.leaderboard.board import Board, setting_facts
-from kdbench.leaderboard.columns import Column
+from kdbench.leaderboard.columns import ABOUT, Column
 from kdbench.leaderboard.overall import Overall
 from kdbench.leaderboard.overall_table import HEADS, cells, sentences
 from kdbench.leaderboard.sections import Section
@@ -23,9 +23,7 @@ def render_markdown(board: Board) -> str:
         "The same table to sort and filter: [index.html](index.html); for programs: "
         "[leaderboard.csv](leaderboard.csv).",
         "",
-        f"Cells: {counts}. Accuracies are percent on the test split. A row whose cells are not all done has "
-        "no mean, and the reason beside it; fewer than 3 seeds give no rank and no comparison. Overlapping "
-        "intervals of means tell nothing of a difference: see the paired differences.",
+        f"Cells: {counts}. {ABOUT}",
         "",
     ]
     for section in board.sections:

@@ -153,9 +153,9 @@ def test_files_have_the_section():
         k: v.decode()
         for k, v in render_board(map(Record.model_validate, study(METHODS, 8)), title="T").items()
     }
-    for name in ("README.md", "index.html"):
-        assert "Over all settings" in out[name]
-        assert "Critical difference of average ranks" in out[name]
+    assert "## Over all settings: task classification" in out["README.md"]
+    assert "Critical difference of average ranks" in out["README.md"]
+    assert "Over all settings" in out["index.html"]
     table = list(csv.DictReader(io.StringIO(out["overall.csv"])))
     assert [row["variant"] for row in table][-1] == "plain"
     assert table[0]["settings"] == "8"
