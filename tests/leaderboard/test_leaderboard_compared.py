@@ -83,6 +83,14 @@ def test_rows_without_a_rank_are_tied_with_nobody():
     assert board(*cells("few", [90, 91])).sections[0].rows[0].tied is None
 
 
+def test_cells_that_are_missing_are_told():
+    """A seed that was never run leaves no record; other rows show that it is missing."""
+    b = board(*alone([70, 72, 71]), *cells("a", [80, 82, 84])[:2], *cells("b", [80, None, 84]))
+    (note,) = [n for n in b.sections[0].notes if "seeds" in n]
+    assert note.startswith("Not all 3 seeds of this table have a cell of every row, fewer have: a.")
+    assert not [n for n in board(*NOISY).sections[0].notes if "seeds" in n]
+
+
 def test_a_failed_reference_gives_null_with_the_reason():
     found = rows(board(*alone([70, None, 71]), *cells("a", [80, 82, 84])))
     against = found["a"].against["plain"]
