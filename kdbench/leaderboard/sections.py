@@ -113,8 +113,8 @@ def _section(
     if fewer and not with_student:
         told = ", ".join(fewer[:8]) + (f" and {len(fewer) - 8} more" if len(fewer) > 8 else "")
         section.notes.append(
-            f"Not all {len(seeds)} seeds of this table have a cell of every row, fewer have: {told}. Means are over "
-            "the seeds of a row, differences over those that both rows have."
+            f"There are {len(seeds)} seeds in this table; rows with fewer: {told}. Means are over the seeds of a "
+            "row, differences over those that both rows have."
         )
     accuracies = sorted({number(r.teacher_top1, 2) for r in rows if r.teacher_top1 is not None})
     if accuracies:

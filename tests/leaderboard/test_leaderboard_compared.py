@@ -87,7 +87,7 @@ def test_cells_that_are_missing_are_told():
     """A seed that was never run leaves no record; other rows show that it is missing."""
     b = board(*alone([70, 72, 71]), *cells("a", [80, 82, 84])[:2], *cells("b", [80, None, 84]))
     (note,) = [n for n in b.sections[0].notes if "seeds" in n]
-    assert note.startswith("Not all 3 seeds of this table have a cell of every row, fewer have: a.")
+    assert note.startswith("There are 3 seeds in this table; rows with fewer: a.")
     assert not [n for n in board(*NOISY).sections[0].notes if "seeds" in n]
 
 
