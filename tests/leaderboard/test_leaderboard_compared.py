@@ -140,8 +140,8 @@ def test_files_show_what_was_compared():
     table = {r["variant"]: r for r in csv.DictReader(io.StringIO(out["leaderboard.csv"].decode()))}
     assert table["hint"]["minus_plain_mean"] == "9.1667"
     assert table["plain"]["tied_with_best"] == "false"
-    assert float(table["plain"]["minus_best_mean"]) == pytest.approx(-9.1667)
-    assert table["hint"]["minus_best_mean"] == ""
+    assert float(table["plain"]["to_best_mean"]) == pytest.approx(-9.1667)
+    assert table["hint"]["to_best_mean"] == ""
     assert "Minus plain, points" in out["index.html"].decode()
 
 
