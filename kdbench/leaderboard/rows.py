@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kdbench.stats import Summary, summarise
+from kdbench.leaderboard.selection import Selection, selection
+from kdbench.stats import Paired, Summary, summarise
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Cost, Deployable, Record
@@ -49,7 +50,12 @@ class Row:
         student_key, teacher_key: label and digest, so that equal labels of different things stay apart.
         config: digest of all that the seeds share.
         gap_closed: see :mod:`kdbench.leaderboard.gap`; a fraction, 1 is the teacher.
+        gap_interval: 95 % interval of the gap closed by Fieller's method; fractions.
         relative_step: median step time over the baseline's, on equal hardware.
+        against: variant of a reference -> this row minus it, see :mod:`kdbench.leaderboard.compared`.
+        to_best: this row minus the row of the table with the highest mean; None for that row itself.
+        tied: whether the interval of `to_best` covers 0, True for the best row; None where nothing can be said.
+        origin: the board's row of which this is the copy in one of several tables; None if it is not a copy.
     """
 
     setting: Setting
@@ -60,6 +66,16 @@ class Row:
     gap_closed: float | None = None
     relative_step: float | None = None
     baseline: Row | None = field(default=None, repr=False)
+    gap_interval: tuple[float, float] | None = None
+    against: dict[str, Paired] = field(default_factory=dict)
+    to_best: Paired | None = None
+    tied: bool | None = None
+    origin: Row | None = field(default=None, repr=False)
+
+    @property
+    def row(self) -> Row:
+        """The board's row; a row without a teacher is copied into the tables of several teachers."""
+        return self.origin or self
 
     @property
     def labels(self) -> Any:
@@ -89,15 +105,45 @@ class Row:
         return summarise([n.best_test.top1 if n and n.best_test else None for n in nets]).mean
 
     @cached_property
+    def by_seed(self) -> dict[int, float | None]:
+        """Top-1 after the last epoch in percent of each planned seed, None for a cell that is not done."""
+        return {r.labels.seed: top1(r) for r in self.records}
+
+    @cached_property
+    def why_null(self) -> str:
+        """Why there is no mean: the seeds without a result and their statuses; empty where there is one."""
+        if self.last.mean is not None:
+            return ""
+        statuses = {r.status for r in self.records}
+        if len(statuses) == 1 and statuses != {"done"}:
+            return f"all {self.records[0].status}"
+        lost = [f"seed {r.labels.seed} {r.status}" for r in self.records if r.status != "done"]
+        return ", ".join(lost) or "no accuracy recorded"
+
+    @cached_property
+    def differences(self) -> Selection:
+        """What the choice of the epoch does, over the row's seeds; null where a cell lacks either side."""
+        return selection([primary(r) for r in self.records])
+
+    @cached_property
+    def teacher_by_seed(self) -> dict[int, float | None]:
+        """Mean top-1 in percent of the teachers of each finished seed; None where one is not known."""
+        found: dict[int, float | None] = {}
+        for record in self.done:
+            values = sorted(t.top1 for t in record.teachers if t.top1 is not None)
+            known = values and len(values) == len(record.teachers)
+            found[record.labels.seed] = statistics.fmean(values) if known else None
+        return found
+
+    @cached_property
     def teacher_top1(self) -> float | None:
         """Mean top-1 of the teachers used, in percent."""
-        means = []
-        for record in self.done:
-            values = [t.top1 for t in record.teachers]
-            if not values or None in values:
-                return None
-            means.append(statistics.fmean(sorted(v for v in values if v is not None)))
-        return statistics.fmean(sorted(means)) if means else None
+        means = list(self.teacher_by_seed.values())
+        return (
+            statistics.fmean(sorted(m for m in means if m is not None))
+            if means and None not in means
+            else None
+        )
 
     @cached_property
     def infer_images_per_s(self) -> float | None:
