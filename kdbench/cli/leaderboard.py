@@ -36,7 +36,7 @@ def build(board: Path | None, runs: tuple[Path, ...]) -> None:
 
     named = [board] if board else []
     for run in runs:
-        into = board or ROOT / _folder_name(str(RunFolder(run).matrix()["name"]), run)
+        into = board or ROOT / folder_name(str(RunFolder(run).matrix()["name"]), run / "matrix.json")
         click.echo(f"{into}: {copy_records(run, into)} records copied from {run}")
         if into not in named:
             named.append(into)
@@ -49,17 +49,26 @@ def build(board: Path | None, runs: tuple[Path, ...]) -> None:
 def check(boards: tuple[Path, ...]) -> None:
     """Check BOARDS, or every folder under leaderboards/: exit code 1 and a line for each difference.
 
-    A difference is a record that is not valid, or a generated file that is not byte for byte what the records
-    give.
+    A difference is a record that is not valid or was edited, records that mix protocols or revisions of a data
+    set, or a generated file that is not byte for byte what the records give. The file of published values is
+    checked too.
     """
+    from kdbench.errors import KdbenchError
     from kdbench.leaderboard.folder import check_folder
+    from kdbench.leaderboard.published_file import read_entries
 
     bad = False
     for folder in _boards(list(boards)):
-        problems = check_folder(folder)
+        notes: list[str] = []
+        problems = check_folder(folder, notes)
         bad = bad or bool(problems)
-        for line in problems or [f"{folder}: ok"]:
+        for line in [*(problems or [f"{folder}: ok"]), *(f"note: {note}" for note in notes)]:
             click.echo(line)
+    try:
+        read_entries()
+    except KdbenchError as error:
+        bad = True
+        click.echo(str(error))
     if bad:
         sys.exit(1)
 
@@ -78,12 +87,12 @@ def _boards(named: list[Path]) -> list[Path]:
     return found
 
 
-def _folder_name(name: str, run: Path) -> str:
-    """A name of a file may not lead out of the folder of boards."""
+def folder_name(name: str, where: Path) -> str:
+    """Return `name`, which may not lead out of the folder of boards. Raises KdbenchError naming `where`."""
     import re
 
     from kdbench.errors import KdbenchError
 
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-        raise KdbenchError(f"{run / 'matrix.json'}: the name cannot be a folder's: {name!r:.80}; give BOARD")
+        raise KdbenchError(f"{where}: the name cannot be a folder's: {name!r:.80}; give the board's path")
     return name
