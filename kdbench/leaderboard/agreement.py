@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Facts of the environment that change no bit of a result.
 _IDLE = frozenset({"cpu_count", "device_memory_mb"})
+#: Points of top-1 by which two machines may evaluate the same weights differently.
+SAME_WEIGHTS = 0.1
 #: Statuses that say something of the machine, not of the method.
 _OF_THE_MACHINE = frozenset({"oom", "timeout", "crashed", "interrupted", "failed"})
 
@@ -61,6 +63,8 @@ def agreement(old: Record, new: Record, board: Sequence[Record]) -> Agreement:
     what = "the metrics differ on equal weights" if equal else "the weights differ"
     if not differ and _repeats(old):
         return verdict(False, f"{what}, in an equal environment with deterministic algorithms on the CPU")
+    if equal and abs((top1(old) or 0.0) - (top1(new) or 0.0)) > SAME_WEIGHTS:
+        return verdict(False, f"{what}, by more than another machine's rounding can make of it")
     return verdict(*_by_seeds(old, new, board, what))
 
 

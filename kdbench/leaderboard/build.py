@@ -21,11 +21,12 @@ def render_board(
     from kdbench.leaderboard.csv_file import render_csv, render_speed_csv
     from kdbench.leaderboard.html_page import render_html
     from kdbench.leaderboard.markdown_page import render_markdown
+    from kdbench.leaderboard.published_table import render_published_csv
 
     board = make_board(list(records), title=title, description=description, notes=notes)
-    speeds = render_speed_csv(board)
+    further = {"speeds.csv": render_speed_csv(board), "published.csv": render_published_csv(board)}
     return {
-        **({} if speeds is None else {"speeds.csv": speeds.encode()}),
+        **{name: text.encode() for name, text in further.items() if text is not None},
         "leaderboard.csv": render_csv(board).encode(),
         "README.md": render_markdown(board).encode(),
         "index.html": render_html(board).encode(),
@@ -42,7 +43,8 @@ def build_board(
 ) -> list[Path]:
     """Write ``leaderboard.csv``, ``README.md`` and ``index.html`` into the folder `out`, made if needed.
 
-    Where cells measured nothing but speed, ``speeds.csv`` has all of it.
+    Where cells measured nothing but speed, ``speeds.csv`` has all of it; where others published values for the
+    rows' methods and pairs, ``published.csv`` has them.
 
     Records are mappings, which are validated, or records. `title` defaults to the folder's name. Returns the
     paths. Raises RecordError for a record that is not valid or twice there, OSError.
