@@ -28,13 +28,18 @@ def render_board(
     from kdbench.leaderboard.html_page import render_html
     from kdbench.leaderboard.markdown_page import render_markdown
     from kdbench.leaderboard.overall_csv import render_overall_csv
+    from kdbench.leaderboard.published_table import render_published_csv
 
     board = make_board(
         list(records), title=title, description=description, notes=notes, references=references
     )
-    more = {"speeds.csv": render_speed_csv(board), "overall.csv": render_overall_csv(board)}
+    further = {
+        "speeds.csv": render_speed_csv(board),
+        "overall.csv": render_overall_csv(board),
+        "published.csv": render_published_csv(board),
+    }
     return {
-        **{name: text.encode() for name, text in more.items() if text is not None},
+        **{name: text.encode() for name, text in further.items() if text is not None},
         "leaderboard.csv": render_csv(board).encode(),
         "README.md": render_markdown(board).encode(),
         "index.html": render_html(board).encode(),
@@ -53,7 +58,8 @@ def build_board(
     """Write ``leaderboard.csv``, ``README.md`` and ``index.html`` into the folder `out`, made if needed.
 
     Where cells measured nothing but speed, ``speeds.csv`` has all of it; where methods stand in several settings,
-    ``overall.csv`` ranks them over these.
+    ``overall.csv`` ranks them over these; where others published values for the rows' methods and pairs,
+    ``published.csv`` has them.
 
     Records are mappings, which are validated, or records. `title` defaults to the folder's name, `references`,
     the methods that rows are compared with, to the usual ones. Returns the paths. Raises RecordError for a record
