@@ -71,6 +71,12 @@ VARIANT = Column(
     "Method", "Method with what was changed from its defaults", "what", lambda r: r.labels.variant
 )
 STUDENT = Column("Student", "Architecture of the deployed network", "what", lambda r: r.labels.student)
+SEARCH = Column(
+    "Search",
+    "Trials of the method's search, and the hyper-parameters that it found",
+    "what",
+    lambda r: r.search or NULL,
+)
 SEEDS = Column("Seeds", "Finished cells of planned cells", "accuracy", _n, lambda r: float(len(r.done)))
 
 COLUMNS: tuple[Column, ...] = (
@@ -181,6 +187,7 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def columns(*, with_student: bool) -> tuple[Column, ...]:
-    """Return the columns of a table."""
-    return (COLUMNS[0], STUDENT, *COLUMNS[1:]) if with_student else COLUMNS
+def columns(*, with_student: bool, searched: bool = False) -> tuple[Column, ...]:
+    """Return the columns of a table; `searched`: of one whose methods' hyper-parameters were searched."""
+    further = ((STUDENT,) if with_student else ()) + ((SEARCH,) if searched else ())
+    return (COLUMNS[0], *further, *COLUMNS[1:])

@@ -43,6 +43,7 @@ def make_sections(rows: Sequence[Row]) -> list[Section]:
         every = [r for r in rows if r.setting == setting]
         here = [r for r in every if not measures_only(r)]
         sections += _speed_sections(setting, [r for r in every if measures_only(r)])
+        track = "" if setting.track == "default" else f" ({setting.track}, {setting.budget})"
         students = [r for r in here if r.labels.role == "student"]
         pairs = sorted({(r.student_key, r.teacher_key) for r in students if r.teacher_key[0]})
         paired = {student for student, _ in pairs}
@@ -54,10 +55,10 @@ def make_sections(rows: Sequence[Row]) -> list[Section]:
             if titles.count(title) > 1:
                 title += f" (teacher {teacher[1]}, student {student[1]})"
             members = [r for r in by_student[student] if r.teacher_key in (teacher, ("", ""))]
-            sections.append(_section(title, setting, members))
+            sections.append(_section(title + track, setting, members))
         lone = [r for r in students if r.student_key not in paired]
         if lone:
-            sections.append(_section("Students without a teacher", setting, lone, with_student=True))
+            sections.append(_section("Students without a teacher" + track, setting, lone, with_student=True))
         teachers = [r for r in here if r.labels.role == "teacher"]
         if teachers:
             sections.append(_section("Teachers", setting, teachers, with_student=True))
@@ -85,7 +86,8 @@ def _section(title: str, setting: Setting, rows: list[Row], *, with_student: boo
         return mean is None, -(mean or 0.0), row.labels.variant, row.config
 
     rows = sorted(rows, key=order)
-    section = Section(title, setting, rows, _ranks(rows), columns(with_student=with_student))
+    shown = columns(with_student=with_student, searched=any(row.search for row in rows))
+    section = Section(title, setting, rows, _ranks(rows), shown)
     accuracies = sorted({number(r.teacher_top1, 2) for r in rows if r.teacher_top1 is not None})
     if accuracies:
         section.notes.append(f"Top-1 of the teacher: {', '.join(accuracies)} %.")
