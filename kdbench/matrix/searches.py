@@ -62,10 +62,11 @@ class SearchSpec:
     override: Mapping[str, Mapping[str, Any]] | None
     cells: tuple[int, ...]
 
-    def trials(self, params: Mapping[str, Any]) -> list[CellSpec]:
-        """Return the cells of a trial of `params`, one for each seed."""
+    def trials(self, params: Mapping[str, Any], number: int | None = None) -> list[CellSpec]:
+        """Return the cells of a trial of `params`, one for each seed; `number` is for their label."""
         method = self.trial.method
-        method = replace(method, params={**method.params, **params}, label=None)
+        label = self.variant if number is None else f"{self.variant} #{number}"
+        method = replace(method, params={**method.params, **params}, label=label)
         return [replace(self.trial, method=method, seed=seed) for seed in self.tune.seeds]
 
     @property

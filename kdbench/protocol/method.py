@@ -29,8 +29,8 @@ class Method(nn.Module):
         Params: pydantic model (or dataclass) of the hyper-parameters; ``self.hp`` is the cell's instance.
         needs: what a cell must give. Override :meth:`requires` when it depends on hyper-parameters.
         presets: named sets of hyper-parameter overrides, e.g. ``{"cifar100": {"beta": 8.0}}``.
-        search: where `kdbench tune` searches hyper-parameters, e.g. ``{"beta": Search(low=0.5, high=16, log=True)}``;
-            the main weights and temperatures, and nothing that changes what the method costs.
+        search: where `kdbench tune` searches, e.g. ``{"beta": Search(low=0.5, high=16, log=True)}``: the main
+            weights and temperatures, and nothing that changes what the method costs.
         fidelity: what the code follows: ``"paper"``, ``"official-code"`` or ``"reconstruction"``; ``""`` for a
             method that has no paper. Say it: the default claims nothing.
         taps: features asked for: ``{"student": [Tap(...)], "teacher": [Tap(...)]}``; for more, call
