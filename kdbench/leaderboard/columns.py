@@ -74,7 +74,7 @@ STUDENT = Column("Student", "Architecture of the deployed network", "what", lamb
 SEARCH = Column(
     "Search",
     "Trials of the method's search, and the hyper-parameters that it found",
-    "what",
+    "accuracy",
     lambda r: r.search or NULL,
 )
 SEEDS = Column("Seeds", "Finished cells of planned cells", "accuracy", _n, lambda r: float(len(r.done)))

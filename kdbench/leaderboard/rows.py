@@ -169,7 +169,7 @@ class Row:
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in found.params.items()
         )
         failed = f", {found.failed} failed" if found.failed else ""
-        return f"{found.trials} trials{failed}: {values or 'as the method has them'}"
+        return f"{_some(found.trials, 'trial')}{failed}: {values or 'as the method has them'}"
 
     @cached_property
     def plugins(self) -> tuple[str, ...]:
@@ -261,12 +261,16 @@ def _setting(record: Record) -> Setting:
     )
 
 
+def _some(number: Any, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def _budget(search: Mapping[str, Any]) -> str:
     """Return what the search of a record was given, from its identity; empty where there was none."""
     if not search:
         return ""
     seeds = search.get("seeds")
-    given = f"{search.get('budget')} trials of {search.get('epochs')} epochs"
+    given = f"{_some(search.get('budget'), 'trial')} of {_some(search.get('epochs'), 'epoch')}"
     given += f" on seed {', '.join(map(str, seeds))}" if isinstance(seeds, list) else ""
     return f"{given}, {search['pair']} on {search.get('dataset')}" if search.get("pair") else given
 
