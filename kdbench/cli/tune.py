@@ -105,6 +105,8 @@ def _print(searches: list[Search], found: dict[str, Any], budget: int) -> None:
 
 
 def _told(search: Search, best: Any) -> str:
+    from kdbench.cli._table import range_text
+
     if search.reason is not None:
         return f"not applicable: {search.reason}"
     if not search.space:
@@ -112,10 +114,4 @@ def _told(search: Search, best: Any) -> str:
     if best is not None:
         values = best.params.items()
         return ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values)
-    return "searched: " + ", ".join(f"{k} {_range(where)}" for k, where in search.space.items())
-
-
-def _range(where: dict[str, Any]) -> str:
-    if "choices" in where:
-        return "in " + "|".join(map(str, where["choices"]))
-    return f"{where['low']:g} to {where['high']:g}" + (" (log)" if where["log"] else "")
+    return "searched: " + ", ".join(f"{k} {range_text(where)}" for k, where in search.space.items())

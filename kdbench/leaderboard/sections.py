@@ -43,7 +43,9 @@ def make_sections(rows: Sequence[Row]) -> list[Section]:
         every = [r for r in rows if r.setting == setting]
         here = [r for r in every if not measures_only(r)]
         sections += _speed_sections(setting, [r for r in every if measures_only(r)])
-        track = "" if setting.track == "default" else f" ({setting.track}, {setting.budget or 'budget unknown'})"
+        track = (
+            "" if setting.track == "default" else f" ({setting.track}, {setting.budget or 'budget unknown'})"
+        )
         students = [r for r in here if r.labels.role == "student"]
         pairs = sorted({(r.student_key, r.teacher_key) for r in students if r.teacher_key[0]})
         paired = {student for student, _ in pairs}

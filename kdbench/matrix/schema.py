@@ -38,6 +38,7 @@ __all__ = [
     "Pair",
     "TeacherItem",
     "ThroughputItem",
+    "Tune",
 ]
 
 #: Largest number that ``seeds: N`` takes.
