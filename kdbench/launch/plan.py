@@ -64,9 +64,15 @@ class Planner:
         return self.plan_cells(expansion.cells, expansion.warnings)[0]
 
     def plan_cells(
-        self, cells: Sequence[CellSpec], warnings: Sequence[str] = ()
+        self,
+        cells: Sequence[CellSpec],
+        warnings: Sequence[str] = (),
+        like: Sequence[PlannedCell] = (),
     ) -> tuple[Plan, list[PlannedCell]]:
-        """Return the plan of these cells, and for each what was planned for it. Raises KdbenchError."""
+        """Return the plan of these cells, and for each what was planned for it. Raises KdbenchError.
+
+        `like` are cells of an earlier plan with the same networks, one for each: then none is built again.
+        """
         specs, precision = settle(cells, self._resolver, self._device)
         self._check_names(specs)
         self._describe_datasets(specs)
@@ -76,7 +82,10 @@ class Planner:
         asked = [self._add(spec, known) for spec in specs]
         planned = list(known.values())
         planned.sort(key=lambda c: c.spec.role != "teacher")
-        self._probe(planned)
+        for cell, model in zip(asked, like, strict=bool(like)):
+            cell.take_after(model)
+        known_to_be = {cell.id for cell in asked} if like else set()
+        self._probe([cell for cell in planned if cell.id not in known_to_be])
         planned = _without_idle_teachers(planned)
         for cell in planned:
             if cell.status != "not_applicable":

@@ -21,6 +21,8 @@ from kdbench.results.store import atomic_write_json
 if TYPE_CHECKING:
     import optuna
 
+    from kdbench.launch.plan import PlannedCell
+
 #: Name of the database in the folder of a run.
 DATABASE = "tune.db"
 
@@ -34,6 +36,7 @@ class Search:
         start: values of the first trial, those of the method; None where the space does not hold them.
         digest: of all that its values depend on; a study goes on only where it is equal.
         reason: why its cells cannot be, or None.
+        cells: those of a trial with the values as given, one for each seed.
     """
 
     spec: SearchSpec
@@ -41,6 +44,7 @@ class Search:
     start: dict[str, Any] | None
     digest: str
     reason: str | None = None
+    cells: tuple[PlannedCell, ...] = field(default=(), repr=False)
     study: optuna.Study | None = field(default=None, repr=False)
 
     @property

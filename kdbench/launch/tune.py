@@ -103,7 +103,7 @@ class Tuner:
         space = open_space(spec, self._planner.space(spec.trial))
         digest = digest_of(spec, space, [c.id for c in cells])
         reason = first.reason if first.status == "not_applicable" else None
-        return Search(spec, space, holds(space, params), digest, reason)
+        return Search(spec, space, holds(space, params), digest, reason, tuple(cells))
 
     def _check_validation(self, spec: SearchSpec, cell: PlannedCell) -> None:
         assert cell.teaching is not None
@@ -165,7 +165,8 @@ class Tuner:
     def _round(self, book: Book, trials: Sequence[tuple[Search, int, dict[str, Any]]]) -> bool:
         """Run trials, at most a batch of each search, and keep what came of them."""
         cells = [search.spec.trials(values, number) for search, number, values in trials]
-        plan, asked = self._planner.plan_cells([cell for own in cells for cell in own])
+        like = [cell for search, _, _ in trials for cell in search.cells]
+        plan, asked = self._planner.plan_cells([cell for own in cells for cell in own], like=like)
         session = Session(self._registry, plan, self._options, self._progress())
         interrupted = bool(session.open_cells()) and session.run()
         planned = iter(asked)
