@@ -14,7 +14,7 @@ import pytest
 
 from kdbench import hooks
 from kdbench.cli import VERBS
-from kdbench.matrix import expand, load_matrix
+from kdbench.matrix import expand, load_matrix, tune
 from kdbench.matrix import recipe as recipes
 from kdbench.matrix import schema as matrices
 from kdbench.protocol.types import Golden, Opt, Phase, Tap
@@ -38,6 +38,8 @@ MATRIX_SECTIONS = {
     "Throughput": matrices.ThroughputItem,
     "Include": matrices.Include,
     "Exclude": matrices.Exclude,
+    "Tune": matrices.Tune,
+    "Search": tune.SearchItem,
     "Recipe": recipes.Recipe,
     "Optimizer": recipes.Optimizer,
     "Schedule": recipes.Schedule,
@@ -53,6 +55,8 @@ RECORD_SECTIONS = {
         records.BatchSpeed,
         records.Cost,
         records.TeacherRef,
+        records.Tuning,
+        records.Validation,
         records.Plugin,
         records.Failure,
     )

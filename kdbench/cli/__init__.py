@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "leaderboard": ("kdbench.cli.leaderboard:leaderboard", "Build or check leaderboards from records."),
     "submit": ("kdbench.cli.submit:submit", "Bring the records of a run to a leaderboard."),
     "reproduce": ("kdbench.cli.reproduce:reproduce", "Run one cell again from its record, and compare."),
+    "tune": ("kdbench.cli.tune:tune", "Search hyper-parameters, with one budget for all methods."),
     "prepare": ("kdbench.cli.prepare:prepare", "Fetch data and train the teachers of a matrix."),
     "sync": ("kdbench.cli.sync:sync", "Replay records into a tracking store."),
     "ui": ("kdbench.cli.ui:ui", "Open the tracking store's web page."),

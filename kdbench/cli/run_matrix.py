@@ -13,6 +13,7 @@ from kdbench.cli._warnings import print_warnings
 if TYPE_CHECKING:
     from kdbench.launch.plan import Plan, PlannedCell
     from kdbench.matrix.word_or_number import WordOrNumber
+    from kdbench.results.schema import Labels
 
 
 @click.command("run-matrix")
@@ -241,7 +242,7 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
         table.add_column(column)
     for cell in plan.cells:
         names = cell.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = _kind(names)
         again = cell.status not in ("to run", "interrupted") and cell in open_cells
         status = f"{cell.status}, again" if again else cell.status
         # as text: labels may have square brackets, which rich takes for markup
@@ -252,6 +253,11 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
         if cell.status == "not_applicable":
             click.echo(f"not applicable: {cell.label}: {cell.reason}")
     click.echo(f"{len(open_cells)} cell(s) would run")
+
+
+def _kind(names: Labels) -> str:
+    track = "" if names.track == "default" else f" ({names.track})"
+    return track if names.role == "student" else f" ({names.role}){track}"
 
 
 def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
@@ -311,7 +317,7 @@ def _print_table(plan: Plan) -> None:
     rows: dict[tuple[str, ...], list[float | None]] = {}
     for cell in plan.cells:
         names = cell.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = _kind(names)
         value = None
         if cell.status == "done":
             record = read_record_dict(cell.folder / "result.json")

@@ -110,7 +110,7 @@ class CellTrainer:
                 run,
                 method,
                 self.folder,
-                evaluate=lambda: evaluate_all(method, run),
+                evaluate=lambda: evaluate_all(method, run, test=not cell.trial),
                 on_epoch=self._on_epoch,
                 should_stop=self.hooks.should_stop,
                 gate=self.hooks.gate,
@@ -267,6 +267,7 @@ class CellTrainer:
             cost=self._cost(run, method, at, share),
             teachers=self.teacher_refs,
             floors=dict(task.floors(run.task_data)),
+            tuning=cell.tuning,
             environment=capture(
                 self.device,
                 precision=cell.recipe.precision,

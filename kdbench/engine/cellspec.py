@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from kdbench.matrix.recipe import Recipe
-from kdbench.results.schema import Labels
+from kdbench.results.schema import Labels, Tuning
 
 
 class _Part(BaseModel):
@@ -90,11 +90,18 @@ class CellFile(_Part):
     #: processes that read a streaming data set; None: as many as a cell alone on the machine would take
     loaders: int | None = None
     disable_plugins: list[str] = Field(default_factory=list)
+    #: how `params` were found, where they were searched
+    tuning: Tuning | None = None
 
     @property
     def only_speed(self) -> bool:
         """Whether nothing is trained: the cell measures the untrained student."""
         return self.throughput is not None and self.throughput.only
+
+    @property
+    def trial(self) -> bool:
+        """Whether the cell is a trial of a search, which sees no test image."""
+        return self.labels.role == "trial"
 
     @property
     def precisions(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from kdbench.engine.context import CellRun
+from kdbench.errors import DataError
 from kdbench.protocol.method import Method
 from kdbench.registry import Registry
 from kdbench.results.schema import BestEpoch
@@ -22,13 +23,19 @@ def deployables(method: Method, run: CellRun) -> dict[str, nn.Module]:
     return out
 
 
-def evaluate_all(method: Method, run: CellRun) -> dict[str, dict[str, float]]:
-    """Return ``{deployable: {"test/top1": ..., "val/top1": ...}}`` with every metric of the task."""
+def evaluate_all(method: Method, run: CellRun, *, test: bool = True) -> dict[str, dict[str, float]]:
+    """Return ``{deployable: {"test/top1": ..., "val/top1": ...}}`` with every metric of the task.
+
+    Without `test` only the validation split counts, and there must be one: raises DataError otherwise.
+    """
     results: dict[str, dict[str, float]] = {}
-    has_val = "val" in run.task_data.splits
+    splits = ["val"] if "val" in run.task_data.splits else []
+    if not (splits or test):
+        raise DataError(f"{run.data.name}: a search needs a validation split, and there is none")
+    splits += ["test"] if test else []
     for name, net in deployables(method, run).items():
         row: dict[str, float] = {}
-        for split in ("val", "test") if has_val else ("test",):
+        for split in splits:
             with run.amp():
                 metrics = run.task.evaluate(net, run.task_data.splits[split], run.task_data)
             row.update({f"{split}/{k}": v for k, v in metrics.items()})

@@ -13,6 +13,7 @@ from typing import Any
 from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError
 from kdbench.matrix import CellSpec, LoadedMatrix
+from kdbench.matrix.tune import DEFAULT
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
 from kdbench.results.store import RunFolder, read_record_dict
@@ -57,11 +58,18 @@ class PlannedCell:
     def id(self) -> str:
         return self.file.cell_id
 
+    def take_after(self, other: PlannedCell) -> None:
+        """Take over what building the networks told of a cell with the same ones."""
+        self.macs, self.images, self.teaching = other.macs, other.images, other.teaching
+        if other.status == "not_applicable":
+            self.status, self.reason = other.status, other.reason
+
     @property
     def label(self) -> str:
         """Short text for people: variant, pair and seed."""
         names = self.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = "" if names.role == "student" else f" ({names.role})"
+        role += "" if names.track == DEFAULT else f" ({names.track})"
         return f"{names.variant} | {names.pair} | {names.dataset} | seed {names.seed}{role}"
 
 

@@ -29,8 +29,9 @@ def run_folder(
     """Run the cell in `folder`. Returns an exit code; the record is on disk unless it was interrupted."""
     import torch
 
-    from kdbench.engine.cell import CellTrainer, now, read_cell
+    from kdbench.engine.cell import now, read_cell
     from kdbench.engine.speed.cell import SpeedCell
+    from kdbench.engine.trial import trainer_of
     from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
 
@@ -45,7 +46,7 @@ def run_folder(
     hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop)
     try:
         registry = Registry.load(disable=cell.disable_plugins)
-        runner = SpeedCell if cell.only_speed else CellTrainer
+        runner = SpeedCell if cell.only_speed else trainer_of(folder)
         runner(folder, registry, hooks).run()
     except Exception as e:
         return conclude(folder, cell, registry, e, started, report)

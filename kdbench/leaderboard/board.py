@@ -70,6 +70,11 @@ def make_board(
     twice = sorted(cell_id for cell_id, n in ids.items() if n > 1)
     if twice:
         raise RecordError(f"cell {twice[0]}: more than one record")
+    for record in records:
+        if record.labels.role == "trial":
+            raise RecordError(
+                f"cell {record.cell_id}: a trial of a search is no result, it has no place on a board"
+            )
     rows = make_rows(records)
     relate(rows)
     statuses = sorted(Counter(str(r.status) for r in records).items())
@@ -105,6 +110,8 @@ def setting_facts(setting: Setting) -> list[tuple[str, str]]:
         ("recipe", f"{setting.recipe} ({setting.recipe_digest})"),
         ("protocol", str(setting.protocol)),
     ]
+    if setting.budget or setting.track != "default":
+        facts += [("track", setting.track), ("search budget of each method", setting.budget or "unknown")]
     return [(name, clean(value, 80)) for name, value in facts]
 
 

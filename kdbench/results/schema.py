@@ -45,10 +45,13 @@ class Labels(_Model):
     #: method with what was overridden, e.g. ``dkd(beta=2.0)``; rows of a board are per variant
     variant: Text
     recipe: Text
-    role: Literal["student", "teacher"] = "student"
+    #: a ``trial`` is a step of a search and no result
+    role: Literal["student", "teacher", "trial"] = "student"
     seed: int
     fidelity: Text = ""
     preset: Text | None = None
+    #: whose hyper-parameters they are: ``default`` (the method's or the matrix's), or found by which search
+    track: Text = "default"
 
     @property
     def pair(self) -> str:
@@ -142,6 +145,44 @@ class Plugin(_Model):
     code: Text | None = None
 
 
+class Tuning(_Model):
+    """How the hyper-parameters of a cell were found: the conditions of the search, and how it went."""
+
+    track: Text
+    #: trials that every method was given
+    budget: int = Field(ge=1)
+    #: trials that this one took; 0 for a method that has nothing to search
+    trials: int = Field(ge=0)
+    #: of them, those that gave no value
+    failed: int = Field(ge=0)
+    dataset: Text
+    pair: Text
+    seeds: list[int]
+    #: of a trial
+    epochs: int = Field(ge=1)
+    #: which epoch's validation metric is the value of a trial
+    select: Literal["last", "best"]
+    sampler: Text
+    sampler_seed: int
+    #: trials asked for at a time
+    batch: int = Field(ge=1)
+    #: hyper-parameter -> where it was searched
+    space: dict[str, Any] = Field(default_factory=dict)
+    #: hyper-parameter -> what was found
+    params: dict[str, Any] = Field(default_factory=dict)
+    #: value of the best trial: the primary metric on the validation split
+    value: FiniteFloat | None = None
+
+
+class Validation(_Model):
+    """What a trial reached on the validation split, by the task's primary metric."""
+
+    metric: Text
+    higher_is_better: bool
+    last: FiniteFloat
+    best: FiniteFloat
+
+
 class Failure(_Model):
     """Why a cell is not done."""
 
@@ -170,6 +211,10 @@ class Record(_Model):
     teachers: list[TeacherRef] = Field(default_factory=list)
     #: primary metric of trivial baselines
     floors: Scalars = Field(default_factory=dict)
+    #: only of a cell whose hyper-parameters were searched
+    tuning: Tuning | None = None
+    #: only of a trial, which sees no test image
+    validation: Validation | None = None
     environment: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     plugins: dict[str, Plugin] = Field(default_factory=dict)
     error: Failure | None = None
