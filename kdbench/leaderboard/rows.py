@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.stats import Paired, Summary, summarise
 
 if TYPE_CHECKING:
+    from kdbench.leaderboard.published import Published
     from kdbench.results.schema import Cost, Deployable, Record
 
 INFER_BATCH = "64"
@@ -191,6 +192,13 @@ class Row:
     def macs(self) -> int | None:
         """Multiply-accumulate operations of the deployed network for one image."""
         return max((n.macs for r in self.done if (n := primary(r)) and n.macs is not None), default=None)
+
+    @cached_property
+    def published(self) -> list[Published]:
+        """What others published for the method on this pair and data set."""
+        from kdbench.leaderboard.published import published_for
+
+        return published_for(self)
 
     @cached_property
     def hardware(self) -> tuple[str, ...]:
