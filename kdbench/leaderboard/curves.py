@@ -6,6 +6,7 @@ are drawn on the site and are in none of the files that ``kdbench leaderboard ch
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -15,7 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
-from kdbench.results.store import RunFolder, atomic_write_bytes, parse_record, read_curves, read_limited
+from kdbench.results.store import (
+    RunFolder,
+    atomic_write_bytes,
+    read_curves,
+    read_limited,
+)
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Record
@@ -105,9 +111,12 @@ def parse(data: bytes, where: str | Path) -> Curve:
     return Curve(tuple(epochs), {name: tuple(values) for name, values in found.items()})
 
 
-def copy_curves(run_folder: Path, board: Path) -> int:
-    """Keep the curves of a run folder's cells in ``curves/`` of a board; return how many."""
-    found = run_curves(run_folder)
+def copy_curves(run_folder: Path, board: Path, primaries: Mapping[str, str | None]) -> int:
+    """Keep the curves of a run folder's cells in ``curves/`` of a board; return how many.
+
+    `primaries` are the ids of the cells with the ranked network of each. Raises OSError.
+    """
+    found = run_curves(run_folder, primaries)
     if found:
         (board / "curves").mkdir(parents=True, exist_ok=True)
     for cell_id, curve in found.items():
@@ -115,16 +124,14 @@ def copy_curves(run_folder: Path, board: Path) -> int:
     return len(found)
 
 
-def run_curves(run_folder: Path) -> dict[str, Curve]:
-    """Return the curves of a run folder by cell id."""
-    found = {}
-    for cell in RunFolder(run_folder).cell_folders():
-        rows = read_curves(cell)
-        if rows:
-            record = parse_record(read_limited(cell / "result.json"), cell / "result.json")
-            curve = extract(rows, record.primary)
+def run_curves(run_folder: Path, primaries: Mapping[str, str | None]) -> dict[str, Curve]:
+    """Return the curves of a run folder by cell id; broken ones are left out, for no result depends on them."""
+    run, found = RunFolder(run_folder), {}
+    for cell_id, primary in primaries.items():
+        with contextlib.suppress(RecordError):
+            curve = extract(read_curves(run.cell(cell_id)), primary)
             if curve is not None:
-                found[record.cell_id] = curve
+                found[cell_id] = curve
     return found
 
 

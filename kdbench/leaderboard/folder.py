@@ -1,20 +1,23 @@
-"""Board folders: ``leaderboards/<board>`` with ``records/*.json``, ``board.yaml`` and the generated files."""
+"""Board folders: ``leaderboards/<board>`` with records, ``board.yaml`` and the generated files."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.errors import KdbenchError, RecordError, did_you_mean
-from kdbench.leaderboard.build import build_board, render_board
+from kdbench.leaderboard.build import left_over, render_board, write_forms
+from kdbench.leaderboard.curves import copy_curves, read_board_curves
 from kdbench.leaderboard.rows import part
 from kdbench.leaderboard.text import NOTE
 from kdbench.results.store import RESULT, RunFolder, atomic_write_bytes, parse_record, read_limited
 
 if TYPE_CHECKING:
+    from kdbench.leaderboard.board import Board
     from kdbench.results.schema import Record
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
@@ -105,12 +108,16 @@ def _check_identity(record: Record, path: Path) -> None:
 
 
 def copy_records(run_folder: Path, board: Path) -> int:
-    """Copy the records of a run folder to ``records/<cell id>.json``; return how many. Raises RecordError."""
+    """Copy the records of a run folder to ``records/<cell id>.json``; return how many. Raises RecordError.
+
+    Learning curves go to ``curves/``, see :mod:`kdbench.leaderboard.curves`.
+    """
     run = RunFolder(run_folder)
     folders = run.cell_folders()
     if not folders:
         raise RecordError(f"{run.path}: holds no records (expected cells/<cell id>/{RESULT})")
     contents: dict[str, bytes] = {}
+    primaries: dict[str, str | None] = {}
     for cell in folders:
         path = cell / RESULT
         data = read_limited(path)
@@ -119,20 +126,76 @@ def copy_records(run_folder: Path, board: Path) -> int:
             raise RecordError(f"{path}: cell_id is not the name of the folder")
         _check_identity(record, path)
         contents[record.cell_id] = data
+        primaries[record.cell_id] = record.primary
     (board / "records").mkdir(parents=True, exist_ok=True)
     for cell_id, data in contents.items():
         atomic_write_bytes(board / "records" / f"{cell_id}.json", data)
+    copy_curves(run_folder, board, primaries)
     return len(contents)
 
 
-def build_folder(folder: Path) -> int:
-    """Build a board from its records; return how many there are. Raises KdbenchError, OSError."""
+@dataclass(frozen=True)
+class Loaded:
+    """A board that was read: its folder, how many records it has, the board itself."""
+
+    folder: Path
+    records: int
+    board: Board
+
+
+def load_folder(folder: Path) -> Loaded:
+    """Read a board's records and ``board.yaml``. Raises KdbenchError where one is not valid or there is none."""
+    from kdbench.leaderboard.board import make_board
+
     records = read_records(folder)
     if not records:
         raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
     info = read_info(folder)
-    build_board(records, folder, title=info.title, description=info.description, notes=info.notes)
-    return len(records)
+    board = make_board(records, title=info.title, description=info.description, notes=info.notes)
+    return Loaded(folder, len(records), board)
+
+
+def build_folder(folder: Path) -> int:
+    """Build a board from its records; return how many there are. Raises KdbenchError, OSError."""
+    loaded = load_folder(folder)
+    write_forms(loaded.board, folder)
+    return loaded.records
+
+
+def build_site(boards: Sequence[Loaded], out: Path) -> Path:
+    """Write the site over boards that were read into the folder `out`; return its first page.
+
+    Raises KdbenchError for curves that are not valid, OSError.
+    """
+    from kdbench.leaderboard.csv_file import render_csv
+    from kdbench.leaderboard.curves import read_board_curves
+    from kdbench.leaderboard.site import write_site
+    from kdbench.leaderboard.site.load import folder_board
+
+    made = []
+    for one in boards:
+        ids = [r.cell_id for row in one.board.rows for r in row.records]
+        curves = read_board_curves(one.folder, ids)
+        made.append(folder_board(one.folder, one.board, curves, render_csv(one.board).encode()))
+    return write_site(made, out)
+
+
+def site_is_stale(boards: Sequence[Path], site: Path) -> bool:
+    """Whether a file of the boards is newer than the site, or there is none."""
+    from kdbench.leaderboard.site.write import MANIFEST
+
+    try:
+        built = (site / MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return True
+    for board in boards:
+        for path in (board, board / "records", board / "curves"):
+            if path.is_dir():
+                # the folder's own time tells of files that went
+                times = [path.stat().st_mtime, *(entry.stat().st_mtime for entry in os.scandir(path))]
+                if max(times) > built:
+                    return True
+    return False
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -143,11 +206,12 @@ def check_folder(folder: Path) -> list[str]:
         return [f"{folder}: holds no records (expected records/<cell id>.json)"]
     if problems:
         return problems
+    read_board_curves(folder, (r.cell_id for r in records), problems)
     try:
         info = read_info(folder)
         expected = render_board(records, title=info.title, description=info.description, notes=info.notes)
     except KdbenchError as error:
-        return [str(error)]
+        return [*problems, str(error)]
     for name, content in expected.items():
         path = folder / name
         try:
@@ -160,6 +224,8 @@ def check_folder(folder: Path) -> list[str]:
                 f"{path}: line {_first_difference(found, content)} is not what the records give; "
                 f"run `kdbench leaderboard build {folder}`"
             )
+    for path in left_over(folder, expected):
+        problems.append(f"{path}: no plot of this board; run `kdbench leaderboard build {folder}`")
     return problems
 
 

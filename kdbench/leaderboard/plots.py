@@ -56,16 +56,28 @@ def points(section: Section, axis: Axis) -> list[Point]:
                 found.append((row, float(x), row.last.mean))
     best = frontier([(x, y) for _, x, y in found], axis.better)
     return [
-        Point(
-            clean(r.labels.variant, 60), x, y, r.last.ci95_low, r.last.ci95_high, is_baseline(r), n in best
-        )
+        Point(clean(r.labels.variant, 60), x, y, r.last.ci95_low, r.last.ci95_high, is_baseline(r), n in best)
         for n, (r, x, y) in enumerate(found)
     ]
 
 
 def is_baseline(row: Row) -> bool:
     """Whether the row is the student alone that others are compared with."""
-    return row.baseline is row
+    return row.baseline is not None and row.baseline is row.row
+
+
+def usual_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range without values that are far from the rest: more than 2.5 interquartile ranges off.
+
+    One method that failed to train would make the plot of the others flat.
+    """
+    found = sorted(values)
+    if len(found) < 4:
+        return found[0], found[-1]
+    low, _, high = statistics.quantiles(found, n=4)
+    reach = 2.5 * max(high - low, 1e-9)
+    kept = [v for v in found if low - reach <= v <= high + reach]
+    return kept[0], kept[-1]
 
 
 def frontier(found: Sequence[tuple[float, float]], better: str) -> set[int]:

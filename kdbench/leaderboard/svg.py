@@ -10,18 +10,19 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kdbench.leaderboard.plots import AXES, GapTable, gap_table, points
+from kdbench.leaderboard.plots import AXES, GapTable, Point, gap_table, points, usual_range
 from kdbench.leaderboard.templating import template
 from kdbench.leaderboard.text import NULL, clean, number
 
 if TYPE_CHECKING:
     from kdbench.leaderboard.board import Board
+    from kdbench.leaderboard.overall import Overall
     from kdbench.leaderboard.sections import Section
 
 #: Tables that get a plot of their own on the forge's page; the site draws all.
 MAX_SECTIONS = 20
-_WIDTH, _HEIGHT = 720, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 16, 52
+_WIDTH, _HEIGHT = 720, 420
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 24, 72
 
 
 def render_plots(board: Board) -> dict[str, bytes]:
@@ -34,6 +35,8 @@ def render_plots(board: Board) -> dict[str, bytes]:
     table = gap_table(board.rows)
     if table is not None and len(table.columns) > 1:
         files["plots/gap-closed.svg"] = gap_map(table)
+    if board.overall is not None and board.overall.critical_difference is not None:
+        files["plots/ranks.svg"] = rank_diagram(board.overall)
     return {name: text.encode() for name, text in files.items()}
 
 
@@ -48,28 +51,19 @@ def accuracy_cost(section: Section) -> str | None:
             break
     else:
         return None
-    xs = [p.x for p in found]
-    ys = [v for p in found for v in (p.y, *_whisker(p.low, p.high, p.y))]
+    bottom, top = usual_range([p.y for p in found])
+    margin = 0.2 * max(top - bottom, 1.0)
+    inside = [p for p in found if bottom <= p.y <= top]
+    xs = [p.x for p in inside]
+    lows = [v for p in inside if (v := p.low) is not None]
+    highs = [v for p in inside if (v := p.high) is not None]
+    bottom, top = max(min([bottom, *lows]), bottom - margin), min(max([top, *highs]), top + margin, 100.0)
     log = min(xs) > 0 and max(xs) / min(xs) > 8
-    x_ticks, y_ticks = _ticks(min(xs), max(xs), log=log), _ticks(min(ys), max(ys))
-    x = _scale(x_ticks, _LEFT + 8, _WIDTH - _RIGHT - 60, log=log)
+    x_ticks, y_ticks = _ticks(min(xs), max(xs), log=log), _ticks(bottom, max(top, bottom))
+    x = _scale(x_ticks, _LEFT + 12, _WIDTH - _RIGHT - 40, log=log)
     y = _scale(y_ticks, _HEIGHT - _BOTTOM, _TOP)
-    marks = []
-    for point in found:
-        low, high = _whisker(point.low, point.high, point.y)
-        marks.append(
-            {
-                "x": _at(x(point.x)),
-                "y": _at(y(point.y)),
-                "low": _at(y(low)),
-                "high": _at(y(high)),
-                "best": point.best,
-                "baseline": point.baseline,
-                "name": point.name,
-                "text": f"{point.name}: {number(point.y, 2)} % at {_short(point.x)}",
-            }
-        )
-    line = sorted((m["x"], m["y"]) for m in marks if m["best"])
+    marks = [_mark(point, x, y) for point in inside]
+    outside = [p.name for p in found if not bottom <= p.y <= top and p not in inside]
     return _render(
         "accuracy-cost",
         width=_WIDTH,
@@ -83,9 +77,25 @@ def accuracy_cost(section: Section) -> str | None:
         x_ticks=[(_at(x(t)), _short(t)) for t in x_ticks],
         y_ticks=[(_at(y(t)), _short(t)) for t in y_ticks],
         marks=marks,
-        line=" ".join(f"{a},{b}" for a, b in line),
+        line=" ".join(f"{a},{b}" for a, b in sorted((m["x"], m["y"]) for m in marks if m["best"])),
         labels=_labels([m for m in marks if m["best"] or m["baseline"]]),
+        outside=clean(f"Outside: {', '.join(outside)}", 60) if outside else "",
     )
+
+
+def _mark(point: Point, x: Any, y: Any) -> dict[str, Any]:
+    low = point.y if point.low is None else point.low
+    high = point.y if point.high is None else point.high
+    return {
+        "x": _at(x(point.x)),
+        "y": _at(y(point.y)),
+        "low": _at(y(low)),
+        "high": _at(y(high)),
+        "best": point.best,
+        "baseline": point.baseline,
+        "name": point.name,
+        "text": f"{point.name}: {number(point.y, 2)} % at {_short(point.x)}",
+    }
 
 
 def gap_map(table: GapTable) -> str:
@@ -102,7 +112,9 @@ def gap_map(table: GapTable) -> str:
             for k, v in enumerate(values)
         ]
         lines.append({"y": top + high * n, "name": clean(name, 28), "cells": cells})
-    legend = [(chr(ord("A") + k % 26) + ("" if k < 26 else str(k // 26)), c) for k, c in enumerate(table.columns)]
+    legend = [
+        (chr(ord("A") + k % 26) + ("" if k < 26 else str(k // 26)), c) for k, c in enumerate(table.columns)
+    ]
     return _render(
         "gap-closed",
         width=max(left + cell * len(table.columns) + 8, 560),
@@ -114,6 +126,49 @@ def gap_map(table: GapTable) -> str:
         cell=cell,
         high=high,
         lines=lines,
+    )
+
+
+def rank_diagram(overall: Overall) -> str:
+    """Return the diagram of average ranks (Demšar 2006): a bar joins methods that are not told apart.
+
+    Methods stand in one column from best to worst, so that any number of them stays readable.
+    """
+    high, left, top, width = 20, 190, 62, 720
+    ranks = {line.variant: line.rank for line in overall.lines}
+    last = max(2, math.ceil(max(ranks.values())))
+    bars = min(len(overall.cliques), 12)
+    right = width - 24 - 12 * bars
+    x = _scale([1.0, float(last)], left + 10, right - 10)
+    rows = [
+        {
+            "y": top + high * n + 14,
+            "x": _at(x(line.rank)),
+            "name": clean(line.variant, 28),
+            "rank": number(line.rank, 2),
+        }
+        for n, line in enumerate(overall.lines)
+    ]
+    at = {line.variant: row["y"] for line, row in zip(overall.lines, rows, strict=True)}
+    cliques = [
+        {"x": right + 12 + 12 * n, "top": min(found) - 7, "bottom": max(found) + 7}
+        for n, clique in enumerate(overall.cliques[:bars])
+        if (found := [at[v] for v in clique if v in at])
+    ]
+    cd = overall.critical_difference
+    step = max(1, math.ceil((last - 1) / 12))
+    return _render(
+        "ranks",
+        width=width,
+        height=top + high * len(rows) + 14,
+        left=left,
+        right=right,
+        top=top,
+        title=f"Average rank over {overall.n} settings, 1 is best",
+        ticks=[(_at(x(t)), t) for t in range(1, last + 1, step)],
+        rows=rows,
+        cliques=cliques,
+        cd=None if cd is None else {"x1": _at(x(1)), "x2": _at(x(1 + cd)), "text": number(cd, 2)},
     )
 
 
@@ -130,20 +185,15 @@ def _render(name: str, **values: Any) -> str:
     return str(template(f"svg/{name}.svg.j2").render(**values))
 
 
-def _whisker(low: float | None, high: float | None, middle: float) -> tuple[float, float]:
-    """The interval, cut where it would make the rest of the plot flat: two seeds give t = 12.7."""
-    return max(low if low is not None else middle, middle - 15), min(high if high is not None else middle, middle + 15)
-
-
 def _labels(marks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Names beside their marks, pushed apart from top to bottom where they would overlap."""
+    """Names above their marks, pushed up where two would overlap."""
     made: list[dict[str, Any]] = []
-    for mark in sorted(marks, key=lambda m: (m["y"], m["x"])):
-        at = mark["y"] + 4
+    for mark in sorted(marks, key=lambda m: (-m["y"], m["x"])):
+        at = mark["y"] - 11
         for other in made:
-            if abs(other["x"] - mark["x"] - 9) < 90 and at - other["y"] < 13:
-                at = other["y"] + 13
-        made.append({"x": _at(mark["x"] + 9), "y": _at(at), "name": clean(mark["name"], 24)})
+            if abs(other["x"] - mark["x"]) < 90 and abs(at - other["y"]) < 13:
+                at = other["y"] - 13
+        made.append({"x": mark["x"], "y": _at(max(at, 12)), "name": clean(mark["name"], 24)})
     return made
 
 
