@@ -271,8 +271,8 @@ def method_page_html(name: str, found: Sequence[Place], *, alone: bool, curves: 
     """Return the page of a method: its rows on all boards, and its curves where a board keeps any."""
     page = method_page(name)
     heads = [
-        Head("Board"),
         Head("As", "Method with what was changed from its defaults"),
+        Head("Board"),
         Head("Pair"),
         Head("Data set"),
         Head("Rank", "Of the ranked rows of its table", numeric=True),
@@ -295,8 +295,8 @@ def method_page_html(name: str, found: Sequence[Place], *, alone: bool, curves: 
             (
                 None,
                 [
-                    Cell(p.board.title, href=f"{link(page, p.board.page)}#table-{p.section}"),
                     Cell(row.labels.variant + (" (as teacher)" if row.labels.role == "teacher" else "")),
+                    Cell(p.board.title, href=f"{link(page, p.board.page)}#table-{p.section}", mark="wrap"),
                     Cell(pair(row)),
                     Cell(row.labels.dataset),
                     Cell(of, None if p.rank is None else float(p.rank)),
@@ -334,7 +334,7 @@ def method_page_html(name: str, found: Sequence[Place], *, alone: bool, curves: 
         page,
         title=clean(name),
         crumbs=[("Boards" if not alone else "Board", link(page, "index.html"))],
-        table=table(heads, rows, caption=f"Rows of {clean(name)}", kind="list", row_head=1),
+        table=table(heads, rows, caption=f"Rows of {clean(name)}", kind="list"),
         n=len(found),
         plots=bool(drawn),
         data={"curves": list(drawn.values())},

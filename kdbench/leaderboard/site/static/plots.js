@@ -26,11 +26,12 @@ const plots = (() => {
     return {
       font: { family: "system-ui, sans-serif", size: 12.5, color: colour("dim") },
       paper_bgcolor: colour("bg"), plot_bgcolor: colour("bg"), showlegend: false, hovermode: "closest",
-      margin: { l: 56, r: 20, t: 24, b: 48 }, hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("fg") } },
+      margin: { l: 60, r: 20, t: 30, b: 60 }, hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("fg") } },
       ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis },
     };
   }
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"] };
+  // Plotly would offer to send the plot to its company's servers.
+  const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
 
   function fill(select, options) {
     const before = select.value;
@@ -70,6 +71,13 @@ const plots = (() => {
     return [kept[0], kept[kept.length - 1]];
   }
 
+  /* Round numbers 1, 2, 5 of each decade, written out. */
+  function logAxis(least, most) {
+    const tickvals = [];
+    for (let e = Math.floor(Math.log10(least)) - 1; e <= Math.log10(most) + 1; e += 1) tickvals.push(...[1, 2, 5].map((m) => m * 10 ** e));
+    return { type: "log", tickvals, ticktext: tickvals.map((v) => (v >= 1e6 ? `${v / 1e6} M` : v >= 1e4 ? `${v / 1e3} k` : String(Number(v.toPrecision(3))))) };
+  }
+
   function pareto() {
     const canvas = document.getElementById("pareto");
     const [table, axisBox] = ["pareto-table", "pareto-axis"].map((id) => document.getElementById(id));
@@ -100,13 +108,16 @@ const plots = (() => {
         Math.min(Math.max(top, ...inside.map((p) => p.high ?? top)), top + margin) + 0.6,
       ];
       const xs = inside.map((p) => p.x);
-      const log = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 8;
+      const [least, most] = [Math.min(...xs), Math.max(...xs)];
+      const log = least > 0 && most / least > 8;
+      const pad = log ? 0.06 * Math.log10(most / least) : 0.06 * Math.max(most - least, Math.abs(most) * 0.02, 1e-9);
+      const across = log ? [Math.log10(least) - pad, Math.log10(most) + pad] : [least - pad, most + pad];
       const trace = (chosen, more) => ({
         type: "scatter", mode: "markers", x: chosen.map((p) => p.x), y: chosen.map((p) => p.y),
         text: chosen.map((p) => plain(short(p.name, 40))),
         hovertemplate: `<b>%{text}</b><br>top-1 %{y:.2f} %<br>${plain(axis.title)} %{x:.4~g}<extra></extra>`,
         error_y: {
-          type: "data", symmetric: false, thickness: 1, width: 0, color: colour("line"),
+          type: "data", symmetric: false, thickness: 1, width: 0, color: colour("whisker"),
           array: chosen.map((p) => (p.high === null ? 0 : p.high - p.y)), arrayminus: chosen.map((p) => (p.low === null ? 0 : p.y - p.low)),
         },
         ...more,
@@ -122,7 +133,7 @@ const plots = (() => {
         trace(bases, { ...label, marker: { symbol: "square", size: 10, color: colour("fg") } }),
       ];
       Plotly.react(canvas, traces, layout({
-        xaxis: { title: { text: `${plain(axis.title)} (${axis.better === "low" ? "less" : "more"} is better)` }, type: log ? "log" : "linear", dtick: log ? "D2" : undefined },
+        xaxis: { title: { text: `${plain(axis.title)} (${axis.better === "low" ? "less" : "more"} is better)` }, range: across, ...(log ? logAxis(least, most) : { type: "linear" }) },
         yaxis: { title: { text: "Top-1, %" }, range },
       }), CONFIG);
       numbers();
@@ -140,6 +151,7 @@ const plots = (() => {
     const palette = dark.matches ? DARK : LIGHT;
     const traces = [];
     const ends = [];
+    if (!series.length) return Plotly.react(canvas, [], layout({}), CONFIG);
     const every = series.flatMap((s) => s.values[1]);
     const span = Math.max(Math.max(...every) - Math.min(...every), 1e-9);
     for (const { name, values: [epochs, mean, low, high, seeds], number } of series) {
@@ -164,8 +176,8 @@ const plots = (() => {
       return { x: end.x, y: end.y, yshift: at - end.y * pixels, xanchor: "left", xshift: 6, showarrow: false, text: plain(short(end.name, 22)), font: { color: end.paint } };
     });
     return Plotly.react(canvas, traces, layout({
-      margin: { l: 56, r: 130, t: 24, b: 48 }, annotations,
-      xaxis: { title: { text: "Epoch" }, rangemode: "tozero" }, yaxis: { title: { text: title } },
+      margin: { l: 60, r: 140, t: 30, b: 60 }, annotations,
+      xaxis: { title: { text: "Epoch" }, tickformat: "d", dtick: Math.max(...series.flatMap((s) => s.values[0])) <= 12 ? 1 : undefined }, yaxis: { title: { text: title } },
     }), CONFIG);
   }
 

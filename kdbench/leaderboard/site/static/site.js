@@ -165,7 +165,8 @@ const kdbench = (() => {
       }
       section.hidden = own !== null && visible === 0;
     }
-    document.getElementById("count").textContent = shown === all ? `${all} rows` : `${shown} of ${all} rows`;
+    const idle = !words.length && !chosen.length;
+    document.getElementById("count").textContent = !idle ? `${shown} of ${all} rows` : data.sections ? `${all} rows` : "";
   }
 
   document.addEventListener("click", (event) => {
