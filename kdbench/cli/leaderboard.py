@@ -113,7 +113,7 @@ def serve(site: Path | None, port: int) -> None:
 
 
 def _fresh_site(site: Path | None) -> Path:
-    from kdbench.leaderboard.folder import site_is_stale
+    from kdbench.leaderboard.site.load import site_is_stale
 
     out = site or ROOT / SITE
     if site_is_stale(_boards([]), out):
@@ -123,7 +123,8 @@ def _fresh_site(site: Path | None) -> Path:
 
 def _site(root: Path, site: Path | None, loaded: list[Loaded]) -> Path:
     """Build the site over all boards under `root`; those that were read already are given."""
-    from kdbench.leaderboard.folder import board_folders, build_site, load_folder
+    from kdbench.leaderboard.folder import board_folders, load_folder
+    from kdbench.leaderboard.site.load import build_site
 
     known = {one.folder.resolve(): one for one in loaded}
     boards = [known.get(folder.resolve()) or load_folder(folder) for folder in board_folders(root)]

@@ -12,27 +12,37 @@ if TYPE_CHECKING:
 
 
 def render_board(
-    records: Iterable[Record], *, title: str, description: str = "", notes: Sequence[str] = ()
+    records: Iterable[Record],
+    *,
+    title: str,
+    description: str = "",
+    notes: Sequence[str] = (),
+    references: Sequence[str] | None = None,
 ) -> dict[str, bytes]:
     """Return the files of a board, name to content; equal sets of records give equal bytes.
 
-    Raises RecordError when two records have one cell id.
+    `references` are the methods that rows are compared with, None for the default ones. Raises RecordError when
+    two records have one cell id, KdbenchError for a reference that no record has.
     """
     from kdbench.leaderboard.board import make_board
 
-    return render_forms(make_board(list(records), title=title, description=description, notes=notes))
+    board = make_board(
+        list(records), title=title, description=description, notes=notes, references=references
+    )
+    return render_forms(board)
 
 
 def render_forms(board: Board) -> dict[str, bytes]:
     """Return what a forge and programs read of a board: ``README.md``, tables as CSV, plots as SVG."""
     from kdbench.leaderboard.csv_file import render_csv, render_speed_csv
     from kdbench.leaderboard.markdown_page import render_markdown
+    from kdbench.leaderboard.overall_csv import render_overall_csv
     from kdbench.leaderboard.svg import render_plots
 
     plots = render_plots(board)
-    speeds = render_speed_csv(board)
+    more = {"speeds.csv": render_speed_csv(board), "overall.csv": render_overall_csv(board)}
     return {
-        **({} if speeds is None else {"speeds.csv": speeds.encode()}),
+        **{name: text.encode() for name, text in more.items() if text is not None},
         "leaderboard.csv": render_csv(board).encode(),
         "README.md": render_markdown(board, plots).encode(),
         **plots,
@@ -67,16 +77,19 @@ def build_board(
     title: str | None = None,
     description: str | None = None,
     notes: Sequence[str] = (),
+    references: Sequence[str] | None = None,
     run: Path | None = None,
 ) -> list[Path]:
     """Write ``leaderboard.csv``, ``README.md`` and plots into the folder `out`, made if needed.
 
-    Where cells measured nothing but speed, ``speeds.csv`` has all of it. With `run`, the folder of the run whose
-    records they are, the site of this one board is written beside them, with the run's learning curves.
+    Where cells measured nothing but speed, ``speeds.csv`` has all of it; where methods stand in several settings,
+    ``overall.csv`` ranks them over these. With `run`, the folder of the run whose records they are, the site of
+    this one board is written beside them, with the run's learning curves.
 
-    Records are mappings, which are validated, or records. `title` defaults to the folder's name. Returns the
-    paths of the files, ``index.html`` of the site last. Raises RecordError for a record that is not valid or
-    twice there, OSError.
+    Records are mappings, which are validated, or records. `title` defaults to the folder's name, `references`,
+    the methods that rows are compared with, to the usual ones. Returns the paths, ``index.html`` of the site last.
+    Raises RecordError for a record that is not valid or twice there, KdbenchError for a reference that no record
+    has, OSError.
     """
     from kdbench.leaderboard.board import make_board
     from kdbench.results.schema import Record
@@ -88,7 +101,7 @@ def build_board(
         for r in records
     ]
     title = title or out.resolve().name
-    board = make_board(valid, title=title, description=description or "", notes=notes)
+    board = make_board(valid, title=title, description=description or "", notes=notes, references=references)
     files = write_forms(board, out)
     made = [out / name for name in files]
     if run is not None:

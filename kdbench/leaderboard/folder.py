@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError, RecordError, did_you_mean
 from kdbench.leaderboard.build import left_over, render_board, write_forms
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
 #: Longest text of each key, in characters.
-_KEYS = {"title": 200, "description": 2000, "notes": NOTE}
-_MAX_NOTES = 40
+_KEYS = {"title": 200, "description": 2000, "notes": NOTE, "references": 200}
+#: Keys that are lists, with the most texts in each.
+_LISTS = {"notes": 40, "references": 8}
 
 
 @dataclass(frozen=True)
 class BoardInfo:
-    """Content of ``board.yaml``."""
+    """Content of ``board.yaml``; without `references` the usual ones are taken."""
 
     title: str
     description: str = ""
     notes: tuple[str, ...] = ()
+    references: tuple[str, ...] | None = None
 
 
 def read_info(folder: Path) -> BoardInfo:
@@ -51,15 +53,16 @@ def read_info(folder: Path) -> BoardInfo:
     for key, value in content.items():
         if key not in _KEYS:
             raise KdbenchError(f"{path}: unknown key {key!r:.60}{did_you_mean(str(key), _KEYS)}")
-        texts = value if key == "notes" else [value]
-        if not isinstance(texts, list) or len(texts) > _MAX_NOTES:
-            raise KdbenchError(f"{path}: {key}: expected a list of at most {_MAX_NOTES} texts")
+        texts = value if key in _LISTS else [value]
+        if not isinstance(texts, list) or len(texts) > _LISTS.get(key, 1):
+            raise KdbenchError(f"{path}: {key}: expected a list of at most {_LISTS[key]} texts")
         if not all(isinstance(text, str) and len(text) <= _KEYS[key] for text in texts):
             raise KdbenchError(f"{path}: {key}: expected a text of at most {_KEYS[key]} characters")
     return BoardInfo(
         content.get("title") or folder.resolve().name,
         content.get("description", ""),
         tuple(content.get("notes", ())),
+        tuple(content["references"]) if "references" in content else None,
     )
 
 
@@ -151,7 +154,7 @@ def load_folder(folder: Path) -> Loaded:
     if not records:
         raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
     info = read_info(folder)
-    board = make_board(records, title=info.title, description=info.description, notes=info.notes)
+    board = make_board(records, **_told(info))
     return Loaded(folder, len(records), board)
 
 
@@ -162,40 +165,13 @@ def build_folder(folder: Path) -> int:
     return loaded.records
 
 
-def build_site(boards: Sequence[Loaded], out: Path) -> Path:
-    """Write the site over boards that were read into the folder `out`; return its first page.
-
-    Raises KdbenchError for curves that are not valid, OSError.
-    """
-    from kdbench.leaderboard.csv_file import render_csv
-    from kdbench.leaderboard.curves import read_board_curves
-    from kdbench.leaderboard.site import write_site
-    from kdbench.leaderboard.site.load import folder_board
-
-    made = []
-    for one in boards:
-        ids = [r.cell_id for row in one.board.rows for r in row.records]
-        curves = read_board_curves(one.folder, ids)
-        made.append(folder_board(one.folder, one.board, curves, render_csv(one.board).encode()))
-    return write_site(made, out)
-
-
-def site_is_stale(boards: Sequence[Path], site: Path) -> bool:
-    """Whether a file of the boards is newer than the site, or there is none."""
-    from kdbench.leaderboard.site.write import MANIFEST
-
-    try:
-        built = (site / MANIFEST).stat().st_mtime
-    except FileNotFoundError:
-        return True
-    for board in boards:
-        for path in (board, board / "records", board / "curves"):
-            if path.is_dir():
-                # the folder's own time tells of files that went
-                times = [path.stat().st_mtime, *(entry.stat().st_mtime for entry in os.scandir(path))]
-                if max(times) > built:
-                    return True
-    return False
+def _told(info: BoardInfo) -> dict[str, Any]:
+    return {
+        "title": info.title,
+        "description": info.description,
+        "notes": info.notes,
+        "references": info.references,
+    }
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -209,7 +185,7 @@ def check_folder(folder: Path) -> list[str]:
     read_board_curves(folder, (r.cell_id for r in records), problems)
     try:
         info = read_info(folder)
-        expected = render_board(records, title=info.title, description=info.description, notes=info.notes)
+        expected = render_board(records, **_told(info))
     except KdbenchError as error:
         return [*problems, str(error)]
     for name, content in expected.items():

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from kdbench.leaderboard.board import Board, setting_facts
-from kdbench.leaderboard.columns import Column
+from kdbench.leaderboard.columns import ABOUT, Column
+from kdbench.leaderboard.overall import Overall
+from kdbench.leaderboard.overall_table import HEADS, cells, sentences
 from kdbench.leaderboard.sections import Section
 from kdbench.leaderboard.text import NOTE, NULL, markdown
 
@@ -24,21 +26,17 @@ def render_markdown(board: Board, plots: Collection[str] = ()) -> str:
         "`kdbench leaderboard open` shows the same to sort and filter, with learning curves; for programs: "
         "[leaderboard.csv](leaderboard.csv).",
         "",
-        f"Cells: {counts}. Accuracies are percent on the test split. A row whose cells are not all done has "
-        "no mean; fewer than 3 seeds give no rank; overlapping intervals do not tell two methods apart.",
+        f"Cells: {counts}. {ABOUT}",
         "",
     ]
     for number, section in enumerate(board.sections, 1):
         lines += _section(section)
         lines += _image("Top-1 over cost", f"plots/accuracy-cost-{number}.svg", plots)
-    if "plots/gap-closed.svg" in plots:
-        lines += [
-            "## Gap closed",
-            "",
-            *_image("Gap closed by method and pair", "plots/gap-closed.svg", plots),
-        ]
-    if "plots/ranks.svg" in plots:
-        lines += ["## Ranks", "", *_image("Average ranks of the methods", "plots/ranks.svg", plots)]
+    gaps = _image("Gap closed by method and pair", "plots/gap-closed.svg", plots)
+    lines += ["## Gap closed", "", *gaps] if gaps else []
+    for number, overall in enumerate(board.overalls, 1):
+        lines += _overall(overall)
+        lines += _image("Average ranks and the critical difference", f"plots/ranks-{number}.svg", plots)
     if board.notes:
         lines += ["## Notes", "", *(f"- {markdown(note, NOTE)}" for note in board.notes), ""]
     if board.unfinished:
@@ -53,13 +51,21 @@ def _image(text: str, name: str, plots: Collection[str]) -> list[str]:
     return [f"![{text}]({name})", ""] if name in plots else []
 
 
+def _overall(overall: Overall) -> list[str]:
+    lines = [f"## Over all settings: {markdown(overall.title)}", ""]
+    for sentence in sentences(overall):
+        lines += [markdown(sentence, NOTE), ""]
+    rows = ([markdown(c) for c in cells(overall, line)] for line in overall.lines)
+    return lines + _table([name for name, _ in HEADS], [right for _, right in HEADS], rows)
+
+
 def _section(section: Section) -> list[str]:
     facts = " · ".join(f"{name} {markdown(value)}" for name, value in setting_facts(section.setting))
     lines = [f"## {markdown(section.title)}", "", facts, ""]
     for note in section.notes:
         lines += [markdown(note, 500), ""]
     groups = {c.group for c in section.shown}
-    for group in ("accuracy", "cost"):
+    for group in ("accuracy", "compared", "cost"):
         if group in groups:
             lines += _group(section, [c for c in section.shown if c.group in ("what", group)])
     return lines

@@ -35,8 +35,9 @@ def render_plots(board: Board) -> dict[str, bytes]:
     table = gap_table(board.rows)
     if table is not None and len(table.columns) > 1:
         files["plots/gap-closed.svg"] = gap_map(table)
-    if board.overall is not None and board.overall.critical_difference is not None:
-        files["plots/ranks.svg"] = rank_diagram(board.overall)
+    for n, overall in enumerate(board.overalls, 1):
+        if overall.critical_difference is not None:
+            files[f"plots/ranks-{n}.svg"] = rank_diagram(overall)
     return {name: text.encode() for name, text in files.items()}
 
 

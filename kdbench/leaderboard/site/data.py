@@ -91,11 +91,6 @@ def _row(site_board: SiteBoard, row: Row) -> dict[str, Any]:
     }
     if row.why_null:
         made["w"] = clean(row.why_null, 300)
-    if row.against:
-        made["a"] = [
-            [clean(name), p.n, *map(_round, (p.mean, p.low, p.high, p.better)), p.why]
-            for name, p in row.against.items()
-        ]
     if row.published:
         made["p"] = [
             [

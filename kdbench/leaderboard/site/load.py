@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdbench.leaderboard.board import Board
-from kdbench.leaderboard.curves import Curve
+from kdbench.leaderboard.csv_file import render_csv
+from kdbench.leaderboard.curves import Curve, read_board_curves
+from kdbench.leaderboard.folder import Loaded
 from kdbench.leaderboard.site.model import SiteBoard
+from kdbench.leaderboard.site.write import MANIFEST, write_site
+
+
+def build_site(boards: Sequence[Loaded], out: Path) -> Path:
+    """Write the site over boards that were read into the folder `out`; return its first page.
+
+    Raises KdbenchError for curves that are not valid, OSError.
+    """
+    made = []
+    for one in boards:
+        ids = [r.cell_id for row in one.board.rows for r in row.records]
+        curves = read_board_curves(one.folder, ids)
+        made.append(folder_board(one.folder, one.board, curves, render_csv(one.board).encode()))
+    return write_site(made, out)
+
+
+def site_is_stale(boards: Sequence[Path], site: Path) -> bool:
+    """Whether a file of the boards is newer than the site, or there is none."""
+    try:
+        built = (site / MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return True
+    for board in boards:
+        for path in (board, board / "records", board / "curves"):
+            if path.is_dir():
+                # the folder's own time tells of files that went
+                times = [path.stat().st_mtime, *(entry.stat().st_mtime for entry in os.scandir(path))]
+                if max(times) > built:
+                    return True
+    return False
 
 
 def folder_board(folder: Path, board: Board, curves: Mapping[str, Curve], csv: bytes) -> SiteBoard:

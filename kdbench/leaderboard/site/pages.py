@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.leaderboard.board import pair, setting_facts
+from kdbench.leaderboard.columns import ABOUT, Column
+from kdbench.leaderboard.overall import Overall
+from kdbench.leaderboard.overall_table import HEADS, cells, sentences
 from kdbench.leaderboard.plots import gap_table
 from kdbench.leaderboard.rows import Row
 from kdbench.leaderboard.sections import Section
@@ -20,7 +23,9 @@ from kdbench.leaderboard.templating import template
 from kdbench.leaderboard.text import NOTE, NULL, clean, number
 
 #: Letter of a column's group in the styles.
-_GROUPS = {"what": "w", "accuracy": "a", "cost": "c"}
+_GROUPS = {"what": "w", "accuracy": "a", "compared": "p", "cost": "c"}
+#: Heading of the column that tables are ranked by.
+RANKED = "Top-1, %"
 _FACETS = ("method", "pair", "data set", "fidelity", "precision", "track")
 
 
@@ -142,13 +147,13 @@ def board_page(board: SiteBoard, *, alone: bool, curves: list[dict[str, Any]]) -
         description=clean(content.description, 2000),
         statuses=content.statuses,
         facets=[(name, values) for name, values in options.items() if len(values) > 1],
-        views="cost" in groups and "accuracy" in groups,
+        views=[group for group in ("accuracy", "compared", "cost") if group in groups],
         sections=sections,
         pareto=any("p" in s for s in data["sections"]),
         has_curves=bool(curves),
         gaps=None if gaps is None else _gaps(gaps),
-        overall=None if content.overall is None else _overall(content.overall),
-        ranks=content.overall is not None and content.overall.critical_difference is not None,
+        about=ABOUT,
+        overalls=[_overall(overall, n) for n, overall in enumerate(content.overalls, 1)],
         unfinished=_unfinished(board),
         n_unfinished=len(content.unfinished),
         notes=[clean(note, NOTE) for note in content.notes],
@@ -160,7 +165,7 @@ def board_page(board: SiteBoard, *, alone: bool, curves: list[dict[str, Any]]) -
 
 def _section(board: SiteBoard, n: int, section: Section) -> dict[str, Any]:
     heads = [Head("#", f"Rank by {section.by}", "w", True)]
-    heads += [Head(c.title, c.help, _GROUPS.get(c.group, "o"), c.value is not None) for c in section.shown]
+    heads += [Head(c.title, c.help, _group(c), c.value is not None) for c in section.shown]
     rows = []
     for rank, line in zip(section.ranks, section.rows, strict=True):
         cells = [rank_cell(rank)]
@@ -178,6 +183,11 @@ def _section(board: SiteBoard, n: int, section: Section) -> dict[str, Any]:
     }
 
 
+def _group(column: Column) -> str:
+    """What is ranked stands in every view, beside the name."""
+    return "w" if column.title == RANKED else _GROUPS.get(column.group, "o")
+
+
 def _gaps(gaps: Any) -> Any:
     heads = [Head("Method"), *(Head(title, "", "w", True) for title in gaps.columns)]
     rows = [
@@ -187,38 +197,19 @@ def _gaps(gaps: Any) -> Any:
     return table(heads, rows, caption="Gap closed by method and pair", kind="heatmap")
 
 
-def _overall(overall: Any) -> dict[str, Any]:
-    heads = [
-        Head("Method"),
-        Head("Average rank", "1 is best; equal means share a rank", numeric=True),
-        Head("IQM of gap closed", "Interquartile mean over settings and seeds", numeric=True),
-        Head("95 % interval", "Of the interquartile mean, by a stratified bootstrap", numeric=True),
-    ]
+def _overall(overall: Overall, n: int) -> dict[str, Any]:
+    heads = [Head(title, numeric=numeric) for title, numeric in HEADS]
     rows = []
     for line in overall.lines:
-        there = line.iqm_low is not None and line.iqm_high is not None
-        interval = f"{number(100 * line.iqm_low, 1)} to {number(100 * line.iqm_high, 1)} %" if there else NULL
-        rows.append(
-            (
-                None,
-                [
-                    Cell(line.variant),
-                    Cell(number(line.rank, 2), line.rank),
-                    _percent(line.iqm),
-                    Cell(interval, line.iqm_low),
-                ],
-            )
-        )
-    friedman = overall.friedman
+        values = [None, line.rank, None, line.iqm, line.iqm_low]
+        texts = cells(overall, line)
+        rows.append((None, [Cell(text, value) for text, value in zip(texts, values, strict=True)]))
+    title = clean(overall.title, 300)
     return {
-        "n": overall.n,
-        "title": clean(overall.title, 300),
-        "test": None if friedman is None else f"Friedman's test: p = {friedman.p:.2g}",
-        "rejects": friedman is not None and friedman.rejects,
-        "cd": number(overall.critical_difference, 2),
-        "why": clean(overall.why, 300),
-        "left_out": [clean(text, 300) for text in overall.left_out],
-        "table": table(heads, rows, caption="Methods over all settings", kind="list"),
+        "title": title,
+        "sentences": [clean(text, NOTE) for text in sentences(overall)],
+        "diagram": None if overall.critical_difference is None else f"plots/ranks-{n}.svg",
+        "table": table(heads, rows, caption=f"Methods over all settings: {title}", kind="list"),
     }
 
 

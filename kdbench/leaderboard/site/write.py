@@ -29,9 +29,9 @@ def render_site(boards: Sequence[SiteBoard]) -> Iterator[tuple[str, bytes]]:
             curves.add(board.path(f"{key}.js"))
             text = f"kdbench.put({json.dumps(data, separators=(',', ':'))});\n"
             yield board.path(f"{key}.js"), text.encode()
-        overall = board.board.overall
-        if overall is not None and overall.critical_difference is not None:
-            yield board.path("plots/ranks.svg"), rank_diagram(overall).encode()
+        for n, overall in enumerate(board.board.overalls, 1):
+            if overall.critical_difference is not None:
+                yield board.path(f"plots/ranks-{n}.svg"), rank_diagram(overall).encode()
         yield board.page, board_page(board, alone=alone, curves=curve_sources(board, found)).encode()
         yield board.path("cell.html"), cell_page(board, alone=alone).encode()
         for path, text in cell_files(board):

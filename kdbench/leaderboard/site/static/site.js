@@ -98,7 +98,7 @@ const kdbench = (() => {
     body.append(...rows.map((pair) => pair[1]));
   }
 
-  /* Details of a row: seeds, comparisons, published values, how to reproduce and to cite */
+  /* Details of a row: seeds, published values, how to reproduce and to cite */
   function seedLine([seed, status, id, last, val, test], page) {
     const link = el("a", { href: `${page}#${id}` }, id.slice(0, 12));
     if (status === "done" && typeof last !== "string") return [seed, status, fixed(last), fixed(val), fixed(test), link];
@@ -112,11 +112,6 @@ const kdbench = (() => {
       simpleTable([["Seed", true], ["Status"], ["Top-1", true], ["Best val", true], ["Best test", true], ["Cell"]],
         one.s.map((seed) => seedLine(seed, data.cell)), `Seeds of ${one.v}`)));
     if (one.w) inside.append(el("p", { class: "bad" }, `No mean: ${one.w}`));
-    for (const [name, n, mean, low, high, better, why] of one.a || []) {
-      const interval = low === null ? "" : `, 95 % interval ${fixed(low)} to ${fixed(high)}`;
-      const share = better === null ? "" : `; better in ${fixed(100 * better, 0)} % of ${n} shared seeds`;
-      inside.append(el("p", {}, `Against ${name}: ${mean === null ? DASH : `${mean > 0 ? "+" : ""}${fixed(mean)} points`}${interval}${share}${why ? ` (${why})` : ""}`));
-    }
     for (const [value, sd, difference, equal, source, selection, differs] of one.p || []) {
       const protocol = equal === true ? "same protocol" : equal === false ? "other protocol" : "protocol not told";
       const ours = difference === null ? "" : `, ours ${difference >= 0 ? "+" : ""}${fixed(difference)}`;
