@@ -28,6 +28,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("kdbench.cli.compare:compare", "Compare two sets of results."),
     "bench": ("kdbench.cli.bench:bench", "Run the benchmark suite, keep and compare its results."),
     "leaderboard": ("kdbench.cli.leaderboard:leaderboard", "Build or check leaderboards from records."),
+    "submit": ("kdbench.cli.submit:submit", "Bring the records of a run to a leaderboard."),
+    "reproduce": ("kdbench.cli.reproduce:reproduce", "Run one cell again from its record, and compare."),
     "prepare": ("kdbench.cli.prepare:prepare", "Fetch data and train the teachers of a matrix."),
     "sync": ("kdbench.cli.sync:sync", "Replay records into a tracking store."),
     "ui": ("kdbench.cli.ui:ui", "Open the tracking store's web page."),

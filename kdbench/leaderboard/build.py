@@ -37,10 +37,15 @@ def render_forms(board: Board) -> dict[str, bytes]:
     from kdbench.leaderboard.csv_file import render_csv, render_speed_csv
     from kdbench.leaderboard.markdown_page import render_markdown
     from kdbench.leaderboard.overall_csv import render_overall_csv
+    from kdbench.leaderboard.published_table import render_published_csv
     from kdbench.leaderboard.svg import render_plots
 
     plots = render_plots(board)
-    more = {"speeds.csv": render_speed_csv(board), "overall.csv": render_overall_csv(board)}
+    more = {
+        "speeds.csv": render_speed_csv(board),
+        "overall.csv": render_overall_csv(board),
+        "published.csv": render_published_csv(board),
+    }
     return {
         **{name: text.encode() for name, text in more.items() if text is not None},
         "leaderboard.csv": render_csv(board).encode(),
@@ -83,8 +88,9 @@ def build_board(
     """Write ``leaderboard.csv``, ``README.md`` and plots into the folder `out`, made if needed.
 
     Where cells measured nothing but speed, ``speeds.csv`` has all of it; where methods stand in several settings,
-    ``overall.csv`` ranks them over these. With `run`, the folder of the run whose records they are, the site of
-    this one board is written beside them, with the run's learning curves.
+    ``overall.csv`` ranks them over these; where others published values for the rows' methods and pairs,
+    ``published.csv`` has them. With `run`, the folder of the run whose records they are, the site of this one
+    board is written beside them, with the run's learning curves.
 
     Records are mappings, which are validated, or records. `title` defaults to the folder's name, `references`,
     the methods that rows are compared with, to the usual ones. Returns the paths, ``index.html`` of the site last.
@@ -109,6 +115,6 @@ def build_board(
         from kdbench.leaderboard.site import write_site
         from kdbench.leaderboard.site.load import run_board
 
-        curves = run_curves(run, {r.cell_id: r.primary for r in valid})
+        curves = run_curves(run, valid)
         made.append(write_site([run_board(run, board, curves, files["leaderboard.csv"])], out))
     return made

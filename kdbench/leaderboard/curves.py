@@ -6,7 +6,6 @@ are drawn on the site and are in none of the files that ``kdbench leaderboard ch
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
@@ -111,28 +110,33 @@ def parse(data: bytes, where: str | Path) -> Curve:
     return Curve(tuple(epochs), {name: tuple(values) for name, values in found.items()})
 
 
-def copy_curves(run_folder: Path, board: Path, primaries: Mapping[str, str | None]) -> int:
-    """Keep the curves of a run folder's cells in ``curves/`` of a board; return how many.
+def copy_curve(cell: Path, record: Record, board: Path) -> None:
+    """Keep the curves of a cell's folder in ``curves/`` of a board; a cell without any has none there.
 
-    `primaries` are the ids of the cells with the ranked network of each. Raises OSError.
+    Raises OSError.
     """
-    found = run_curves(run_folder, primaries)
-    if found:
-        (board / "curves").mkdir(parents=True, exist_ok=True)
-    for cell_id, curve in found.items():
-        atomic_write_bytes(board / "curves" / f"{cell_id}.csv", dump(curve))
-    return len(found)
+    path = board / "curves" / f"{record.cell_id}.csv"
+    curve = cell_curve(cell, record.primary)
+    if curve is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, dump(curve))
 
 
-def run_curves(run_folder: Path, primaries: Mapping[str, str | None]) -> dict[str, Curve]:
-    """Return the curves of a run folder by cell id; broken ones are left out, for no result depends on them."""
-    run, found = RunFolder(run_folder), {}
-    for cell_id, primary in primaries.items():
-        with contextlib.suppress(RecordError):
-            curve = extract(read_curves(run.cell(cell_id)), primary)
-            if curve is not None:
-                found[cell_id] = curve
-    return found
+def cell_curve(cell: Path, primary: str | None) -> Curve | None:
+    """Return the curves of a cell's folder; None where it has none, or broken ones: no result depends on them."""
+    try:
+        return extract(read_curves(cell), primary)
+    except RecordError:
+        return None
+
+
+def run_curves(run_folder: Path, records: Iterable[Record]) -> dict[str, Curve]:
+    """Return the curves of a run folder's cells by cell id."""
+    run = RunFolder(run_folder)
+    found = {r.cell_id: cell_curve(run.cell(r.cell_id), r.primary) for r in records}
+    return {cell_id: curve for cell_id, curve in found.items() if curve is not None}
 
 
 def read_board_curves(

@@ -8,6 +8,7 @@ from kdbench.leaderboard.board import Board, setting_facts
 from kdbench.leaderboard.columns import ABOUT, Column
 from kdbench.leaderboard.overall import Overall
 from kdbench.leaderboard.overall_table import HEADS, cells, sentences
+from kdbench.leaderboard.published_table import HEAD, RIGHT, published_lines
 from kdbench.leaderboard.sections import Section
 from kdbench.leaderboard.text import NOTE, NULL, markdown
 
@@ -37,6 +38,7 @@ def render_markdown(board: Board, plots: Collection[str] = ()) -> str:
     for number, overall in enumerate(board.overalls, 1):
         lines += _overall(overall)
         lines += _image("Average ranks and the critical difference", f"plots/ranks-{number}.svg", plots)
+    lines += _published(board)
     if board.notes:
         lines += ["## Notes", "", *(f"- {markdown(note, NOTE)}" for note in board.notes), ""]
     if board.unfinished:
@@ -69,6 +71,19 @@ def _section(section: Section) -> list[str]:
         if group in groups:
             lines += _group(section, [c for c in section.shown if c.group in ("what", group)])
     return lines
+
+
+def _published(board: Board) -> list[str]:
+    rows = published_lines(board)
+    if not rows:
+        return []
+    about = (
+        "What others published for these methods on these pairs, as it was read in the source. A difference says "
+        "something of the methods' code only where the protocols are equal. All of it: "
+        "[published.csv](published.csv)."
+    )
+    escaped = ([markdown(cell, 400) for cell in row] for row in rows)
+    return ["## Published beside measured", "", about, "", *_table(HEAD, RIGHT, escaped)]
 
 
 def _group(section: Section, shown: Sequence[Column]) -> list[str]:

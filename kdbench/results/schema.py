@@ -22,7 +22,7 @@ STATUSES: tuple[Status, ...] = (
     "not_applicable",
     "interrupted",
 )
-CellId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=200)]
 Scalars = dict[str, FiniteFloat | None]
 
@@ -154,7 +154,7 @@ class Record(_Model):
     """One cell's record."""
 
     schema_version: Literal[1] = 1
-    cell_id: CellId
+    cell_id: Sha256
     status: Status
     protocol: int
     labels: Labels
@@ -178,3 +178,5 @@ class Record(_Model):
     weights_sha256: str | None = None
     started_at: str
     finished_at: str
+    #: digest of all other fields as they were written, see :mod:`kdbench.results.content`; None in old records
+    content_sha256: Sha256 | None = None

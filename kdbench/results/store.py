@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
+from kdbench.results.content import KEY, content_sha256, refuse_edited
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Record
@@ -82,7 +83,10 @@ def read_limited(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
 
 
 def parse_record(data: bytes, where: str | Path) -> Record:
-    """Validate the bytes of a record. Raises RecordError: one line with `where` and the first problem."""
+    """Validate the bytes of a record, its digest included where it carries one.
+
+    Raises RecordError: one line with `where` and the first problem.
+    """
     from pydantic import ValidationError
 
     from kdbench.results.schema import Record
@@ -92,6 +96,8 @@ def parse_record(data: bytes, where: str | Path) -> Record:
     except ValidationError as error:
         raise RecordError(f"{where}: {_first_problem(error)}") from error
     _refuse_infinite(record, where)
+    if record.content_sha256 is not None:
+        refuse_edited(json.loads(data), where)
     return record
 
 
@@ -106,6 +112,7 @@ def validate_record(obj: Mapping[str, Any], where: str | Path) -> Record:
     except ValidationError as error:
         raise RecordError(f"{where}: {_first_problem(error)}") from error
     _refuse_infinite(record, where)
+    refuse_edited(obj, where)
     return record
 
 
@@ -164,7 +171,7 @@ def read_record_dict(path: str | Path) -> dict[str, Any]:
 
 
 def write_record(folder: str | Path, record: Record, *, overwrite: bool = False) -> None:
-    """Write ``result.json`` into a cell's folder, which is made if needed.
+    """Write ``result.json`` into a cell's folder, which is made if needed; `record` gets its digest.
 
     Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, OSError.
     """
@@ -177,7 +184,9 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
         if finished:
             raise RecordError(f"{path}: holds a finished result; it is replaced only on request")
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(path, record.model_dump(mode="json"))
+    content = record.model_dump(mode="json")
+    content[KEY] = record.content_sha256 = content_sha256(content)
+    atomic_write_json(path, content)
 
 
 def read_curves(folder: str | Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,8 +122,9 @@ def test_nothing_that_a_plug_in_writes_gets_out_of_its_place():
 
     entry = MethodEntry(name=NASTY, target="x:Evil", summary=NASTY, paper=NASTY, tags=(NASTY,))
     item = SimpleNamespace(name="evil", entry=entry, version="1", load=lambda: Evil)
-    row = dict.fromkeys(published.published_rows()[0], NASTY)
-    page = methods.method_page(item, [], [{**row, "method": "evil", "verified": "file"}])
+    texts = {field.name: NASTY for field in fields(published.Entry)}
+    row = published.Entry(**{**texts, "method": "evil", "verified": True})
+    page = methods.method_page(item, [], [row])
     made = html(page)
     tags = set(re.findall(r"</?([a-zA-Z]+\d?)", made))
     assert not tags & {"script", "b", "i", "u", "em"}
@@ -189,13 +190,13 @@ def test_another_method_is_not_taken_for_kd(name):
 
 def test_every_published_row_stands_on_one_page_or_none(items):
     for row in published.published_rows():
-        assert sum(published.is_of(row["method"], name) for name in items) <= 1
+        assert sum(published.is_of(row.method, name) for name in items) <= 1
 
 
 def test_a_published_row_is_on_the_page_as_it_is_in_the_file(pages):
     page = pages["methods/crd.md"]
-    row = next(r for r in published.published_rows() if r["method"] == "CRD" and r["student"] == "resnet8x4")
-    cells = [row["dataset"], f"{row['teacher']} ({row['teacher_top1']})", row["top1"]]
+    row = next(r for r in published.published_rows() if r.method == "CRD" and r.student == "resnet8x4")
+    cells = [row.dataset, f"{row.teacher} ({row.teacher_top1})", str(row.top1)]
     assert any(all(markup.escape(c) in line for c in cells) for line in page.splitlines())
 
 

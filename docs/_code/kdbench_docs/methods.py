@@ -12,7 +12,7 @@ import yaml
 from kdbench.registry import Registered, describe_params
 from kdbench_docs.markup import code, docstring, escape, inline, prose, table
 from kdbench_docs.measured import Board, measured_table
-from kdbench_docs.published import published_table
+from kdbench_docs.published import Entry, published_table
 
 _FIDELITY = {
     "paper": "follows the paper.",
@@ -33,7 +33,7 @@ vanilla" is the difference to the same student trained alone, in points.
 """
 
 
-def method_page(item: Registered, boards: list[Board], published: list[dict[str, str]]) -> str:
+def method_page(item: Registered, boards: list[Board], published: list[Entry]) -> str:
     """Return the page of a method as Markdown. Raises PluginError when its class cannot be imported."""
     method = item.load()
     parts = [
@@ -54,7 +54,7 @@ def method_page(item: Registered, boards: list[Board], published: list[dict[str,
     return "\n".join(part for part in parts if part)
 
 
-def methods_index(items: list[Registered], boards: list[Board], published: list[dict[str, str]]) -> str:
+def methods_index(items: list[Registered], boards: list[Board], published: list[Entry]) -> str:
     """Return the page that lists all methods."""
     rows = []
     for item in items:

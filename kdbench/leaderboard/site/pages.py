@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdbench.leaderboard.board import pair, setting_facts
+from kdbench.leaderboard.board import Board, pair, setting_facts
 from kdbench.leaderboard.columns import ABOUT, Column
 from kdbench.leaderboard.overall import Overall
 from kdbench.leaderboard.overall_table import HEADS, cells, sentences
 from kdbench.leaderboard.plots import gap_table
+from kdbench.leaderboard.published_table import HEAD, RIGHT, published_lines
 from kdbench.leaderboard.rows import Row
 from kdbench.leaderboard.sections import Section
 from kdbench.leaderboard.site.cells import prefix_length
@@ -154,6 +155,7 @@ def board_page(board: SiteBoard, *, alone: bool, curves: list[dict[str, Any]]) -
         gaps=None if gaps is None else _gaps(gaps),
         about=ABOUT,
         overalls=[_overall(overall, n) for n, overall in enumerate(content.overalls, 1)],
+        published=_published(content),
         unfinished=_unfinished(board),
         n_unfinished=len(content.unfinished),
         notes=[clean(note, NOTE) for note in content.notes],
@@ -211,6 +213,15 @@ def _overall(overall: Overall, n: int) -> dict[str, Any]:
         "diagram": None if overall.critical_difference is None else f"plots/ranks-{n}.svg",
         "table": table(heads, rows, caption=f"Methods over all settings: {title}", kind="list"),
     }
+
+
+def _published(board: Board) -> Any:
+    lines = published_lines(board)
+    heads = [Head(title, numeric=right) for title, right in zip(HEAD, RIGHT, strict=True)]
+    rows = [
+        (None, [Cell(text, mark="" if n < 6 else "wrap") for n, text in enumerate(line)]) for line in lines
+    ]
+    return table(heads, rows, caption="Published beside measured", kind="list") if lines else None
 
 
 def _unfinished(board: SiteBoard) -> Any:
