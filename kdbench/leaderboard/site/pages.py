@@ -237,7 +237,7 @@ def _unfinished(board: SiteBoard) -> Any:
         (
             None,
             [
-                Cell(u.status, mark="bad"),
+                Cell(u.status, mark="plain" if u.status == "not_applicable" else "bad"),
                 Cell(u.variant, href=f"cell.html#{u.cell_id}"),
                 Cell(u.pair),
                 Cell(u.dataset),
