@@ -50,7 +50,7 @@ def cell_files(board: SiteBoard) -> Iterator[tuple[str, str]]:
             "t": sections.get(number),
             "m": link(board.path("cell.html"), method_page(row.labels.method)),
         }
-        place = shared.add(where)
+        place = shared.add("row", where)
         for record in row.records:
             text = f'"{record.cell_id}":{_cell(record, shared, place)}'
             files.setdefault(record.cell_id[:digits], []).append(text)
@@ -66,13 +66,19 @@ class _Shared:
     def __init__(self) -> None:
         self.texts: list[str] = []
         self._known: dict[str, int] = {}
+        self._last: dict[str, tuple[Any, int]] = {}
 
-    def add(self, value: Any) -> int:
+    def add(self, place: str, value: Any) -> int:
+        """Return the number of a value; what stood last in the same place is compared without its text."""
+        last = self._last.get(place)
+        if last is not None and last[0] == value:
+            return last[1]
         text = _json(value)
         number = self._known.get(text)
         if number is None:
             number = self._known[text] = len(self.texts)
             self.texts.append(text)
+        self._last[place] = (value, number)
         return number
 
 
@@ -84,11 +90,17 @@ def _cell(record: Record, shared: _Shared, place: int) -> str:
     head |= {
         "seed": seed,
         "row": place,
-        "labels": shared.add(labels),
-        "environment": shared.add(record.environment),
-        "plugins": shared.add({k: v.model_dump(exclude_none=True) for k, v in record.plugins.items()}),
-        "teachers": shared.add([t.model_dump(exclude_none=True) for t in record.teachers]),
-        "identity": {key: shared.add(value) for key, value in record.identity.items() if key != "seed"},
+        "labels": shared.add("labels", labels),
+        "environment": shared.add("environment", record.environment),
+        "plugins": shared.add(
+            "plugins", {k: v.model_dump(exclude_none=True) for k, v in record.plugins.items()}
+        ),
+        "teachers": shared.add("teachers", [t.model_dump(exclude_none=True) for t in record.teachers]),
+        "identity": {
+            key: shared.add(f"identity.{key}", value)
+            for key, value in record.identity.items()
+            if key != "seed"
+        },
     }
     if record.error is not None:
         head["error"] = [

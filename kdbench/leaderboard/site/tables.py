@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from kdbench.leaderboard.text import NULL, clean
 
@@ -69,7 +70,7 @@ def _row(number: int | None, cells: Sequence[Cell], classes: Sequence[str], row_
 
 
 def _cell(cell: Cell, kind: str, names: bool) -> str:
-    text = str(escape(clean(cell.text, 400)))
+    text = escape(clean(cell.text, 400))
     sort = _sort_value(cell)
     if cell.expands:
         text = f'<button type="button" class="row" aria-expanded="false">{text}</button>'
