@@ -77,7 +77,9 @@ def test_first_table_in_chromium(benchmark, site):
 
     def load():
         browser.get(page.as_uri())
-        painted = "const end = arguments[0]; requestAnimationFrame(() => setTimeout(() => end(performance.now())));"
+        painted = (
+            "const end = arguments[0]; requestAnimationFrame(() => setTimeout(() => end(performance.now())));"
+        )
         seconds.append(browser.execute_async_script(painted) / 1000)
         assert browser.find_element("css selector", "#table-0 tbody tr button.row").is_displayed()
 

@@ -21,12 +21,13 @@ def build_site(boards: Sequence[Loaded], out: Path) -> Path:
 
     Raises KdbenchError for curves that are not valid, OSError.
     """
-    made = []
-    for one in boards:
-        ids = [r.cell_id for row in one.board.rows for r in row.records]
-        curves = read_board_curves(one.folder, ids)
-        made.append(folder_board(one.folder, one.board, curves, render_csv(one.board).encode()))
-    return write_site(made, out)
+    return write_site([site_board(one) for one in boards], out)
+
+
+def site_board(one: Loaded) -> SiteBoard:
+    """Return a board that was read, with its curves, as one of several. Raises KdbenchError for broken curves."""
+    curves = read_board_curves(one.folder, [r.cell_id for row in one.board.rows for r in row.records])
+    return folder_board(one.folder, one.board, curves, render_csv(one.board).encode())
 
 
 def site_is_stale(boards: Sequence[Path], site: Path) -> bool:
