@@ -335,6 +335,6 @@ def _print_table(plan: Plan) -> None:
 def _point(plan: Plan, sinks: tuple[str, ...]) -> None:
     name = plan.matrix.matrix.name
     click.echo(f"board:   {plan.run.path / 'board' / 'index.html'}")
-    click.echo(f"publish: kdbench leaderboard build leaderboards/{name} --from {plan.run.path}")
+    click.echo(f"publish: kdbench submit {plan.run.path} --board {name}")
     if "mlflow" in sinks:
         click.echo("mlflow:  kdbench ui")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,8 @@ def _arch(part: Mapping[str, Any]) -> Arch:
 def _teacher(record: Record, k: int, where: str, here: Here) -> TeacherSource:
     said = record.identity["teachers"][k]
     if "cell" in said:
+        if not re.fullmatch(r"[0-9a-f]{64}", str(said["cell"])):
+            raise KdbenchError(f"{where}: its teacher {said['cell']!r:.80} is no cell id")
         # the architecture comes with the teacher's own record, see kdbench.launch.reproduce
         return TeacherSource(architecture=Arch(name=""), source="cell", ref=said["cell"])
     arch = Arch(name=said["architecture"], args=said["args"])

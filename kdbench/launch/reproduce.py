@@ -15,6 +15,7 @@ from kdbench.hooks import Job
 from kdbench.launch.failure import write_failure
 from kdbench.launch.rebuild import Here, rebuild
 from kdbench.launch.resolve import Resolver
+from kdbench.matrix.identity import PROTOCOL
 from kdbench.matrix.route import route_epochs
 from kdbench.registry import Registry
 from kdbench.results.schema import Record
@@ -141,7 +142,9 @@ class Reproduction:
         if folder.exists():
             raise KdbenchError(f"{folder}: exists already; a cell is run again in a fresh folder")
         run = RunFolder(folder)
-        run.write_matrix({"name": folder.name, "title": f"reproduction of {self.target[:12]}", "protocol": 1})
+        run.write_matrix(
+            {"name": folder.name, "title": f"reproduction of {self.target[:12]}", "protocol": PROTOCOL}
+        )
         jobs, used = [], set()
         for cell_id, file in self._files.items():
             where = run.cell(cell_id)

@@ -14,6 +14,7 @@ from typing import Any
 from kdbench.errors import RecordError
 
 KEY = "content_sha256"
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_sha256(record: Mapping[str, Any]) -> str:
@@ -23,8 +24,7 @@ def content_sha256(record: Mapping[str, Any]) -> str:
     ValueError for NaN and infinite numbers, TypeError for what JSON cannot hold.
     """
     kept = {key: value for key, value in record.items() if key != KEY}
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(_ENCODER.encode(kept).encode("ascii")).hexdigest()
 
 
 def refuse_edited(record: Mapping[str, Any], where: object) -> None:

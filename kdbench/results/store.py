@@ -88,6 +88,7 @@ def parse_record(data: bytes, where: str | Path) -> Record:
     Raises RecordError: one line with `where` and the first problem.
     """
     from pydantic import ValidationError
+    from pydantic_core import from_json
 
     from kdbench.results.schema import Record
 
@@ -97,7 +98,7 @@ def parse_record(data: bytes, where: str | Path) -> Record:
         raise RecordError(f"{where}: {_first_problem(error)}") from error
     _refuse_infinite(record, where)
     if record.content_sha256 is not None:
-        refuse_edited(json.loads(data), where)
+        refuse_edited(from_json(data), where)
     return record
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from factories import make_record
+from factories import make_record, signed
 
 from kdbench.leaderboard import render_board
 from kdbench.leaderboard.folder import load_folder, read_records
@@ -34,7 +34,7 @@ def board(tmp_path_factory):
                     top1=60.0 + method / 4 + seed / 10,
                     status="diverged" if (method + pair + seed) % 50 == 49 else "done",
                 )
-                (folder / "records" / f"{record['cell_id']}.json").write_text(json.dumps(record))
+                (folder / "records" / f"{record['cell_id']}.json").write_text(json.dumps(signed(record)))
                 if pair < PAIRS_WITH_CURVES:
                     (folder / "curves" / f"{record['cell_id']}.csv").write_text(curves)
     return folder

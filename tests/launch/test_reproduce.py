@@ -176,6 +176,7 @@ def with_identity(trained, **parts):
         ({"method": {"name": "vanilla", "version": "1", "params": {"x": 1}}}, "x: unknown"),
         ({"throughput": {"only": True}}, "only measures speed"),
         ({"recipe": {"schedule": {"name": "no"}, "augment": {"kind": "crop"}}}, "its recipe is none"),
+        ({"teachers": [{"cell": "../../secret"}]}, "is no cell id"),
         ({"student": {"name": "timm:test_vit"}}, "is not that of a cell"),
     ],
 )
