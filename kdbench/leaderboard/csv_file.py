@@ -88,7 +88,7 @@ _NUMBERS: dict[str, Callable[[Row], str]] = {
     "best_test_oracle_minus_last_ci95_high": lambda r: _fixed(r.differences.oracle.ci95_high),
     "best_test_oracle_minus_best_val": lambda r: _fixed(r.differences.oracle_over_val.mean),
     "tied_with_best": lambda r: "" if r.tied is None else str(r.tied).lower(),
-    **_paired("minus_best", lambda r: r.to_best),
+    **_paired("to_best", lambda r: r.to_best),
 }
 
 

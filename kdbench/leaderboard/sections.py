@@ -108,8 +108,14 @@ def _section(
     found = compare_rows(rows, references)
     shown = columns(rows, found, with_student=with_student)
     section = Section(title, setting, rows, _ranks(rows), shown, is_pair=is_pair, references=found)
-    if found and len({frozenset(r.by_seed) for r in rows}) > 1:
-        section.notes.append("Seeds differ between rows: differences are over those that both rows have.")
+    seeds = {seed for r in rows for seed in r.by_seed}
+    fewer = [r.labels.variant for r in rows if len(r.by_seed) < len(seeds)]
+    if fewer and not with_student:
+        told = ", ".join(fewer[:8]) + (f" and {len(fewer) - 8} more" if len(fewer) > 8 else "")
+        section.notes.append(
+            f"There are {len(seeds)} seeds in this table; rows with fewer: {told}. Means are over the seeds of a "
+            "row, differences over those that both rows have."
+        )
     accuracies = sorted({number(r.teacher_top1, 2) for r in rows if r.teacher_top1 is not None})
     if accuracies:
         section.notes.append(f"Top-1 of the teacher: {', '.join(accuracies)} %.")

@@ -83,6 +83,14 @@ def test_rows_without_a_rank_are_tied_with_nobody():
     assert board(*cells("few", [90, 91])).sections[0].rows[0].tied is None
 
 
+def test_cells_that_are_missing_are_told():
+    """A seed that was never run leaves no record; other rows show that it is missing."""
+    b = board(*alone([70, 72, 71]), *cells("a", [80, 82, 84])[:2], *cells("b", [80, None, 84]))
+    (note,) = [n for n in b.sections[0].notes if "seeds" in n]
+    assert note.startswith("There are 3 seeds in this table; rows with fewer: a.")
+    assert not [n for n in board(*NOISY).sections[0].notes if "seeds" in n]
+
+
 def test_a_failed_reference_gives_null_with_the_reason():
     found = rows(board(*alone([70, None, 71]), *cells("a", [80, 82, 84])))
     against = found["a"].against["plain"]
@@ -132,8 +140,8 @@ def test_files_show_what_was_compared():
     table = {r["variant"]: r for r in csv.DictReader(io.StringIO(out["leaderboard.csv"].decode()))}
     assert table["hint"]["minus_plain_mean"] == "9.1667"
     assert table["plain"]["tied_with_best"] == "false"
-    assert float(table["plain"]["minus_best_mean"]) == pytest.approx(-9.1667)
-    assert table["hint"]["minus_best_mean"] == ""
+    assert float(table["plain"]["to_best_mean"]) == pytest.approx(-9.1667)
+    assert table["hint"]["to_best_mean"] == ""
 
 
 def test_one_seed_claims_nothing():
