@@ -10,7 +10,8 @@ from kdbench.errors import KdbenchError
 from kdbench.leaderboard.site.cells import cell_files
 from kdbench.leaderboard.site.data import curve_files, curve_sources
 from kdbench.leaderboard.site.model import SiteBoard, method_page
-from kdbench.leaderboard.site.pages import board_page, cell_page, home_page, method_page_html, places
+from kdbench.leaderboard.site.overviews import home_page, method_page_html, places
+from kdbench.leaderboard.site.pages import board_page, cell_page
 from kdbench.leaderboard.svg import rank_diagram
 
 _STATIC = Path(__file__).parent / "static"
