@@ -1,18 +1,24 @@
-"""``kdbench leaderboard``: build boards from records, check committed ones, audit published values."""
+"""``kdbench leaderboard``: build boards and their site, check committed ones, audit published values."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from kdbench.leaderboard.folder import Loaded
+
 ROOT = Path("leaderboards")
+#: Folder of the site beside the boards; no board, for it has no records.
+SITE = "_site"
 
 
 @click.group("leaderboard")
 def leaderboard() -> None:
-    """Build, check or audit leaderboards, folders with records/*.json."""
+    """Build, check, show or audit leaderboards, folders with records/*.json."""
 
 
 @leaderboard.command("build")
@@ -25,13 +31,21 @@ def leaderboard() -> None:
     multiple=True,
     help="Add the records of a run folder to the board first; repeatable.",
 )
-def build(board: Path | None, runs: tuple[Path, ...]) -> None:
-    """Write leaderboard.csv, README.md and index.html of BOARD, or of every folder under leaderboards/.
+@click.option(
+    "--site",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the site goes; by default _site beside the boards.",
+)
+@click.option("--no-site", is_flag=True, help="Write the files of the boards only.")
+def build(board: Path | None, runs: tuple[Path, ...], site: Path | None, no_site: bool) -> None:
+    """Write README.md, leaderboard.csv and plots of BOARD, or of every folder under leaderboards/, and the site.
 
-    With --from and without BOARD the board is leaderboards/<name of the matrix>. Records that the board has
-    already stay: to drop one, remove its file from the board's records/.
+    The site is over all boards beside BOARD. With --from and without BOARD the board is leaderboards/<name of the
+    matrix>. Records that the board has already stay: to drop one, remove its file from the board's records/.
     """
-    from kdbench.leaderboard.folder import build_folder, copy_records
+    from kdbench.leaderboard.build import write_forms
+    from kdbench.leaderboard.folder import copy_records, load_folder
     from kdbench.results.store import RunFolder
 
     named = [board] if board else []
@@ -40,8 +54,13 @@ def build(board: Path | None, runs: tuple[Path, ...]) -> None:
         click.echo(f"{into}: {copy_records(run, into)} records copied from {run}")
         if into not in named:
             named.append(into)
+    loaded = []
     for folder in _boards(named):
-        click.echo(f"{folder}: built from {build_folder(folder)} records")
+        loaded.append(load_folder(folder))
+        write_forms(loaded[-1].board, folder)
+        click.echo(f"{folder}: built from {loaded[-1].records} records")
+    if not no_site:
+        click.echo(f"site: {_site(loaded[0].folder.parent, site, loaded)}")
 
 
 @leaderboard.command("check")
@@ -71,6 +90,54 @@ def check(boards: tuple[Path, ...]) -> None:
         click.echo(str(error))
     if bad:
         sys.exit(1)
+
+
+@leaderboard.command("open")
+@click.option(
+    "--site", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where the site is."
+)
+def open_site(site: Path | None) -> None:
+    """Open the site over leaderboards/ in the browser; it is built first where records are newer."""
+    import webbrowser
+
+    page = _fresh_site(site)
+    click.echo(page)
+    if not webbrowser.open(page.resolve().as_uri()):
+        click.echo("no browser found: open the file above")
+
+
+@leaderboard.command("serve")
+@click.option(
+    "--site", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where the site is."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one."
+)
+def serve(site: Path | None, port: int) -> None:
+    """Serve the site over leaderboards/ on this machine only; it is built first where records are newer."""
+    from kdbench.leaderboard.site.serve import serve as serve_folder
+
+    folder = _fresh_site(site).parent
+    serve_folder(folder, port, lambda address: click.echo(f"{folder}: {address} (Ctrl-C ends)"))
+
+
+def _fresh_site(site: Path | None) -> Path:
+    from kdbench.leaderboard.site.load import site_is_stale
+
+    out = site or ROOT / SITE
+    if site_is_stale(_boards([]), out):
+        return _site(ROOT, site, [])
+    return out / "index.html"
+
+
+def _site(root: Path, site: Path | None, loaded: list[Loaded]) -> Path:
+    """Build the site over all boards under `root`; those that were read already are given."""
+    from kdbench.leaderboard.folder import board_folders, load_folder
+    from kdbench.leaderboard.site.load import build_site
+
+    known = {one.folder.resolve(): one for one in loaded}
+    boards = [known.get(folder.resolve()) or load_folder(folder) for folder in board_folders(root)]
+    return build_site(boards, site or root / SITE)
 
 
 @leaderboard.command("audit")

@@ -269,7 +269,8 @@ def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     records = [r for _, r in plan.run.records() if r["status"] == "done" or r["cell_id"] in known]
     board = plan.run.path / "board"
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
-    build_board(records, board, title=title, description=plan.matrix.matrix.description)
+    description = plan.matrix.matrix.description
+    build_board(records, board, title=title, description=description, run=plan.run.path)
     if all(cell.file.only_speed for cell in plan.cells):
         _print_speeds(plan)
     else:

@@ -29,6 +29,7 @@ class Unfinished:
     dataset: str
     seed: int
     message: str
+    cell_id: str
 
 
 @dataclass
@@ -128,6 +129,14 @@ def _unfinished(rows: Sequence[Row]) -> list[Unfinished]:
             elif record.status != "done":
                 message = "no reason recorded"
             found.append(
-                Unfinished(record.status, labels.variant, pair(row), labels.dataset, labels.seed, message)
+                Unfinished(
+                    record.status,
+                    labels.variant,
+                    pair(row),
+                    labels.dataset,
+                    labels.seed,
+                    message,
+                    record.cell_id,
+                )
             )
-    return sorted(found, key=lambda u: (u.status, u.dataset, u.pair, u.variant, u.seed, u.message))
+    return sorted(found, key=lambda u: (u.status, u.dataset, u.pair, u.variant, u.seed, u.message, u.cell_id))

@@ -1,4 +1,4 @@
-"""Board folders: ``leaderboards/<board>`` with ``records/*.json``, ``board.yaml`` and the generated files."""
+"""Board folders: ``leaderboards/<board>`` with records, ``board.yaml`` and the generated files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError, RecordError, did_you_mean
-from kdbench.leaderboard.build import build_board, render_board
+from kdbench.leaderboard.build import left_over, render_board, write_forms
+from kdbench.leaderboard.curves import copy_curve, read_board_curves
 from kdbench.leaderboard.mixing import mixture
 from kdbench.leaderboard.rows import part
 from kdbench.leaderboard.text import NOTE
 from kdbench.results.store import RESULT, RunFolder, atomic_write_bytes, parse_record, read_limited
 
 if TYPE_CHECKING:
+    from kdbench.leaderboard.board import Board
     from kdbench.results.schema import Record
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
@@ -111,10 +113,11 @@ def _check_identity(record: Record, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Collected:
-    """A record of a run folder with the bytes of its file."""
+    """A record of a run folder with the bytes of its file and the cell's folder."""
 
     record: Record
     data: bytes
+    folder: Path
 
 
 def collect(run_folder: Path, *, signed: bool = False) -> list[Collected]:
@@ -138,15 +141,19 @@ def collect(run_folder: Path, *, signed: bool = False) -> list[Collected]:
             raise RecordError(
                 f"{path}: carries no content_sha256: it was made by an older kdbench; run its cell again"
             )
-        found.append(Collected(record, data))
+        found.append(Collected(record, data, cell))
     return found
 
 
 def write_records(board: Path, records: Sequence[Collected]) -> None:
-    """Write records to ``records/<cell id>.json`` as their files are, byte for byte. Raises OSError."""
+    """Write records to ``records/<cell id>.json`` as their files are, byte for byte, and curves to ``curves/``.
+
+    Raises OSError.
+    """
     (board / "records").mkdir(parents=True, exist_ok=True)
     for one in records:
         atomic_write_bytes(board / "records" / f"{one.record.cell_id}.json", one.data)
+        copy_curve(one.folder, one.record, board)
 
 
 def copy_records(run_folder: Path, board: Path) -> int:
@@ -156,16 +163,34 @@ def copy_records(run_folder: Path, board: Path) -> int:
     return len(found)
 
 
-def build_folder(folder: Path) -> int:
-    """Build a board from its records; return how many there are. Raises KdbenchError, OSError."""
+@dataclass(frozen=True)
+class Loaded:
+    """A board that was read: its folder, how many records it has, the board itself."""
+
+    folder: Path
+    records: int
+    board: Board
+
+
+def load_folder(folder: Path) -> Loaded:
+    """Read a board's records and ``board.yaml``. Raises KdbenchError where one is not valid or there is none."""
+    from kdbench.leaderboard.board import make_board
+
     records = read_records(folder)
     if not records:
         raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
     if problem := mixture(records):
         raise KdbenchError(f"{folder}: holds {problem}")
     info = read_info(folder)
-    build_board(records, folder, **_told(info))
-    return len(records)
+    board = make_board(records, **_told(info))
+    return Loaded(folder, len(records), board)
+
+
+def build_folder(folder: Path) -> int:
+    """Build a board from its records; return how many there are. Raises KdbenchError, OSError."""
+    loaded = load_folder(folder)
+    write_forms(loaded.board, folder)
+    return loaded.records
 
 
 def _told(info: BoardInfo) -> dict[str, Any]:
@@ -188,6 +213,7 @@ def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
         return [f"{folder}: holds no records (expected records/<cell id>.json)"]
     if problems:
         return problems
+    read_board_curves(folder, (r.cell_id for r in records), problems)
     if problem := mixture(records):
         return [f"{folder}: holds {problem}"]
     unsigned = sum(r.content_sha256 is None for r in records)
@@ -197,7 +223,7 @@ def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
         info = read_info(folder)
         expected = render_board(records, **_told(info))
     except KdbenchError as error:
-        return [str(error)]
+        return [*problems, str(error)]
     for name, content in expected.items():
         path = folder / name
         try:
@@ -210,6 +236,8 @@ def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
                 f"{path}: line {_first_difference(found, content)} is not what the records give; "
                 f"run `kdbench leaderboard build {folder}`"
             )
+    for path in left_over(folder, expected):
+        problems.append(f"{path}: no plot of this board; run `kdbench leaderboard build {folder}`")
     return problems
 
 

@@ -218,7 +218,7 @@ def test_measured_values_have_the_difference_to_the_student_alone():
     )
     line = measured.measured_table("kd", [found], "../").splitlines()[-1]
     assert [c.strip() for c in line.strip("|").split("|")][3:] == [
-        *("3/3", "61.25\u00a0±\u00a00.50", "+1.25", "[mine](../leaderboards/mine/index.html)")
+        *("3/3", "61.25\u00a0±\u00a00.50", "+1.25", "[mine](../leaderboards/boards/mine/index.html)")
     ]
 
 
@@ -240,7 +240,9 @@ def test_measured_values_are_those_of_the_committed_boards(pages):
     rows = [r for r in boards["quickstart"].rows if r["method"] == "dkd" and r["role"] == "student"]
     (row,) = rows
     shown = f"{float(row['last_top1_mean']):.2f}\u00a0±\u00a0{float(row['last_top1_sd']):.2f}"
-    line = next(line for line in pages["methods/dkd.md"].splitlines() if "leaderboards/quickstart" in line)
+    line = next(
+        line for line in pages["methods/dkd.md"].splitlines() if "leaderboards/boards/quickstart" in line
+    )
     assert shown in line
 
 
@@ -276,7 +278,7 @@ def test_the_cli_page_has_every_variable_that_the_code_reads():
     ("link", "becomes"),
     [
         ("[`a`](../../plugins/template)", "`a`"),
-        ("[b](../../leaderboards/quickstart/README.md)", "[b](../leaderboards/quickstart/index.html)"),
+        ("[b](../../leaderboards/quickstart/README.md)", "[b](../leaderboards/boards/quickstart/index.html)"),
         ("[c](../reference/hooks.md#needs)", "[c](../reference/hooks.md#needs)"),
         ("[d](https://example.org)", "[d](https://example.org)"),
         ("[e](#here)", "[e](#here)"),
