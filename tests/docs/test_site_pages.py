@@ -261,7 +261,7 @@ def test_the_cli_page_has_defaults_in_their_own_column(pages):
     assert "[default" not in seen(page)
     device = f"| {markup.code('--device auto|cpu|cuda')}"
     lines = [line for line in page.splitlines() if line.startswith(device)]
-    assert len(lines) == 3, "run-matrix, prepare and throughput"
+    assert len(lines) == 4, "run-matrix, tune, prepare and throughput"
     assert all(line.endswith(f"| {markup.code('auto')} |") for line in lines)
 
 
