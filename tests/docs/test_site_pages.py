@@ -264,7 +264,7 @@ def test_the_cli_page_has_defaults_in_their_own_column(pages):
     assert "[default" not in seen(page)
     device = f"| {markup.code('--device auto|cpu|cuda')}"
     lines = [line for line in page.splitlines() if line.startswith(device)]
-    assert len(lines) == 4, "run-matrix, reproduce, prepare and throughput"
+    assert len(lines) == 5, "run-matrix, reproduce, tune, prepare and throughput"
     assert all(line.endswith(f"| {markup.code('auto')} |") for line in lines)
 
 
