@@ -1,4 +1,4 @@
-"""``confusion.csv`` in a cell's folder: how many test images of each class got which answer after the last epoch."""
+"""``confusion.csv`` in a cell's folder: test images by class and answer, after the last epoch."""
 
 from __future__ import annotations
 
