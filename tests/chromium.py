@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium import webdriver
@@ -52,3 +56,20 @@ def scheme(browser: webdriver.Chrome, name: str) -> None:
     preferred = {"prefers-color-scheme": name, "prefers-reduced-motion": "reduce"}
     features = [{"name": key, "value": value} for key, value in preferred.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+@contextmanager
+def chromium() -> Iterator[webdriver.Chrome]:
+    """Start a browser that is closed in the end."""
+    browser = start()
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+def picture(browser: Any, name: str, otherwise: Path) -> None:
+    """Keep a picture of the page in the folder ``KDBENCH_TEST_PICTURES``, where it is set, else in `otherwise`."""
+    folder = Path(os.environ.get("KDBENCH_TEST_PICTURES") or otherwise)
+    folder.mkdir(parents=True, exist_ok=True)
+    assert browser.save_screenshot(str(folder / f"{name}.png"))

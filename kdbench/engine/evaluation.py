@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.engine.context import CellRun
 from kdbench.errors import DataError
@@ -23,10 +23,13 @@ def deployables(method: Method, run: CellRun) -> dict[str, nn.Module]:
     return out
 
 
-def evaluate_all(method: Method, run: CellRun, *, test: bool = True) -> dict[str, dict[str, float]]:
+def evaluate_all(
+    method: Method, run: CellRun, *, test: bool = True, by_class: Callable[[Tensor], None] | None = None
+) -> dict[str, dict[str, float]]:
     """Return ``{deployable: {"test/top1": ..., "val/top1": ...}}`` with every metric of the task.
 
-    Without `test` only the validation split counts, and there must be one: raises DataError otherwise.
+    Without `test` only the validation split counts, and there must be one: raises DataError otherwise. `by_class`
+    gets the confusion counts of the primary deployable on the test split, where the task has them.
     """
     results: dict[str, dict[str, float]] = {}
     splits = ["val"] if "val" in run.task_data.splits else []
@@ -36,8 +39,14 @@ def evaluate_all(method: Method, run: CellRun, *, test: bool = True) -> dict[str
     for name, net in deployables(method, run).items():
         row: dict[str, float] = {}
         for split in splits:
+            task, images = run.task, run.task_data.splits[split]
             with run.amp():
-                metrics = run.task.evaluate(net, run.task_data.splits[split], run.task_data)
+                if by_class is not None and split == "test" and not results:
+                    metrics, counts = task.evaluate_classes(net, images, run.task_data)
+                    if counts is not None:
+                        by_class(counts)
+                else:
+                    metrics = task.evaluate(net, images, run.task_data)
             row.update({f"{split}/{k}": v for k, v in metrics.items()})
         results[name] = row
     return results
