@@ -8,6 +8,7 @@ from factories import make_record
 
 from kdbench.leaderboard.board import make_board
 from kdbench.leaderboard.build import render_board
+from kdbench.leaderboard.site import SiteBoard, render_site
 from kdbench.results.schema import Record
 
 SPACE = {"alpha": {"low": 0.1, "high": 10.0, "log": True}}
@@ -94,8 +95,9 @@ def test_a_budget_of_one(records):
 
 def test_labels_and_conditions_of_strangers_are_escaped():
     records = [tuned("rich", 76.0, track="<script>alert(1)</script>", pair="<b>x</b>", dataset="|y|")]
-    files = render_board(records, title="T")
-    for name in ("README.md", "index.html"):
-        text = files[name].decode()
-        assert "<script>alert(1)" not in text
-        assert "<b>x" not in text
+    made = [SiteBoard("b", make_board(records, title="T"), home="boards/b", records="{id}.json")]
+    pages = [text for name, text in render_site(made) if name.endswith(".html")]
+    assert any(b"&lt;script&gt;alert(1)" in page for page in pages)
+    for text in (render_board(records, title="T")["README.md"], *pages):
+        assert b"<script>alert(1)" not in text
+        assert b"<b>x" not in text
