@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kdbench.errors import RecordError
 from kdbench.leaderboard.gap import relate
+from kdbench.leaderboard.overall import Overall
 from kdbench.leaderboard.rows import Row, Setting, make_rows, primary
 from kdbench.leaderboard.sections import Section, make_sections
 from kdbench.leaderboard.text import clean, first_line
@@ -31,7 +32,10 @@ class Unfinished:
 
 @dataclass
 class Board:
-    """All that the pages show."""
+    """All that the pages show.
+
+    `overalls` are the methods over several settings, one for each protocol; the one of most settings first.
+    """
 
     title: str
     description: str
@@ -40,6 +44,12 @@ class Board:
     sections: list[Section]
     unfinished: list[Unfinished]
     statuses: list[tuple[str, int]]
+    overalls: list[Overall] = field(default_factory=list)
+
+    @property
+    def overall(self) -> Overall | None:
+        """The first of `overalls`; None where no two settings have methods in common."""
+        return self.overalls[0] if self.overalls else None
 
 
 def make_board(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kdbench.stats import Summary, summarise
+from kdbench.stats import Paired, Summary, summarise
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Cost, Deployable, Record
@@ -41,6 +41,21 @@ class Setting:
     protocol: int
 
 
+@dataclass(frozen=True)
+class Selection:
+    """How the choice of the epoch moves top-1, in points: seed by seed, then summarised.
+
+    Attributes:
+        val: ``best_val`` minus ``last``.
+        oracle: ``best_test`` minus ``last``: by how much an oracle flatters.
+        oracle_over_val: ``best_test`` minus ``best_val``.
+    """
+
+    val: Summary
+    oracle: Summary
+    oracle_over_val: Summary
+
+
 @dataclass
 class Row:
     """One method on one pair in one setting; `records` are its seeds.
@@ -49,7 +64,12 @@ class Row:
         student_key, teacher_key: label and digest, so that equal labels of different things stay apart.
         config: digest of all that the seeds share.
         gap_closed: see :mod:`kdbench.leaderboard.gap`; a fraction, 1 is the teacher.
+        gap_interval: 95 % interval of the gap closed by Fieller's method; fractions.
         relative_step: median step time over the baseline's, on equal hardware.
+        against: variant of a reference -> this row minus it, see :mod:`kdbench.leaderboard.compared`.
+        to_best: this row minus the row of the table with the highest mean; None for that row itself.
+        tied: whether the interval of `to_best` covers 0, True for the best row; None where nothing can be said.
+        origin: the board's row of which this is the copy in one of several tables; None if it is not a copy.
     """
 
     setting: Setting
@@ -60,6 +80,16 @@ class Row:
     gap_closed: float | None = None
     relative_step: float | None = None
     baseline: Row | None = field(default=None, repr=False)
+    gap_interval: tuple[float, float] | None = None
+    against: dict[str, Paired] = field(default_factory=dict)
+    to_best: Paired | None = None
+    tied: bool | None = None
+    origin: Row | None = field(default=None, repr=False)
+
+    @property
+    def row(self) -> Row:
+        """The board's row; a row without a teacher is copied into the tables of several teachers."""
+        return self.origin or self
 
     @property
     def labels(self) -> Any:
@@ -87,6 +117,30 @@ class Row:
         """Mean test top-1 at the epoch that is best on test: an oracle."""
         nets = [primary(r) for r in self.records]
         return summarise([n.best_test.top1 if n and n.best_test else None for n in nets]).mean
+
+    @cached_property
+    def by_seed(self) -> dict[int, float | None]:
+        """Top-1 after the last epoch in percent of each planned seed, None for a cell that is not done."""
+        return {r.labels.seed: top1(r) for r in self.records}
+
+    @cached_property
+    def why_null(self) -> str:
+        """Why there is no mean: the seeds without a result and their statuses; empty where there is one."""
+        lost = [f"seed {r.labels.seed} {r.status}" for r in self.records if r.status != "done"]
+        if self.last.mean is not None or not self.records:
+            return ""
+        if len(lost) == len(self.records) and len({r.status for r in self.records}) == 1:
+            return f"all {self.records[0].status}"
+        return ", ".join(lost) or "no accuracy recorded"
+
+    @cached_property
+    def differences(self) -> Selection:
+        """What the choice of the epoch does, over the row's seeds; null where a cell lacks either side."""
+        nets = [primary(r) for r in self.records]
+        last = [n and n.last.get("top1") for n in nets]
+        val = [n and n.best_val and n.best_val.top1 for n in nets]
+        test = [n and n.best_test and n.best_test.top1 for n in nets]
+        return Selection(_minus(val, last), _minus(test, last), _minus(test, val))
 
     @cached_property
     def teacher_top1(self) -> float | None:
@@ -235,6 +289,12 @@ def _setting(record: Record) -> Setting:
         recipe_digest=digest(record.identity.get("recipe")),
         protocol=record.protocol,
         **text,
+    )
+
+
+def _minus(a: Sequence[float | None], b: Sequence[float | None]) -> Summary:
+    return summarise(
+        [None if x is None or y is None else float(x) - float(y) for x, y in zip(a, b, strict=True)]
     )
 
 
