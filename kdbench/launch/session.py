@@ -32,7 +32,7 @@ from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
 from kdbench.results.speed_row import fastest
-from kdbench.results.store import atomic_write_json, read_record, read_record_dict, write_record
+from kdbench.results.store import atomic_write_json, read_record_dict, write_record
 
 #: Statuses that ``--rerun failed`` takes up again.
 FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
@@ -302,14 +302,15 @@ class Session:
 
     def _annotate(self) -> None:
         """Tell the sinks what takes the whole matrix to know."""
-        from kdbench.leaderboard.gap import cell_gaps
+        if not self._mirrors:
+            return
+        from kdbench.leaderboard.mirrored import tell
 
-        records = []
-        for cell in self._plan.cells:
-            if cell.status == "done":
-                records.append(read_record(cell.folder / "result.json"))
-        for cell_id, gap in cell_gaps(records).items():
-            self._mirrors.annotate(cell_id, {"final/gap_closed": gap})
+        # of all that is in the folder, so that `kdbench sync` tells the same
+        told = tell(self._plan.run.good_records())
+        for cell_id, metrics in told.annotations.items():
+            self._mirrors.annotate(cell_id, metrics)
+        self._mirrors.summarise(told.summaries)
 
     def _note_not_applicable(self) -> None:
         """Leave a record of cells that cannot be, so that a board shows them with the reason."""

@@ -271,6 +271,16 @@ class RunFolder:
                 continue
             yield folder, record
 
+    def good_records(self) -> list[Record]:
+        """Return every record that is valid and in its own folder, in the order of cell ids."""
+        good = []
+        for folder in self.cell_folders():
+            with contextlib.suppress(RecordError):
+                record = read_record(folder / RESULT)
+                if record.cell_id == folder.name:
+                    good.append(record)
+        return good
+
     def failures(self) -> list[tuple[Path, dict[str, Any]]]:
         """Return (cell folder, record) of every readable record whose status is not ``done``."""
         return [(f, r) for f, r in self.records(on_error=lambda error: None) if r["status"] != "done"]
