@@ -81,6 +81,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder of run folders.",
 )
+@click.option(
+    "--system-metrics/--no-system-metrics",
+    default=True,
+    show_default=True,
+    help="Sample the load of the machine every 10 s, where psutil is installed; never while speed is measured.",
+)
 @click.pass_obj
 def run_matrix(
     settings: Any,
@@ -98,6 +104,7 @@ def run_matrix(
     sinks: tuple[str, ...],
     tracking_uri: str | None,
     runs: Path,
+    system_metrics: bool,
 ) -> None:
     """Run MATRIX, a file or the name of a shipped matrix.
 
@@ -145,6 +152,7 @@ def run_matrix(
         gang=gang,
         threads=threads,
         slots_per_gpu=slots,
+        system_metrics=system_metrics,
     )
     session = Session(registry, plan, options, make_progress())
     if dry_run:

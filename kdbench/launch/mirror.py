@@ -57,6 +57,10 @@ class Mirrors:
         """Mirror what is said of the seeds of each row together, where a sink takes it."""
         self._later(self._each, lambda s: s.summarise(rows) if hasattr(s, "summarise") else None)
 
+    def observe(self, samples: Sequence[Mapping[str, float]]) -> None:
+        """Mirror how busy the machine was, where a sink takes it."""
+        self._later(self._each, lambda s: s.observe(samples) if hasattr(s, "observe") else None)
+
     def close(self, status: str) -> None:
         """Close every sink that still works, when all that came before is written."""
         self._later(self._each, lambda s: s.close(status))

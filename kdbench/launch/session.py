@@ -27,6 +27,7 @@ from kdbench.launch.progress import CUT, Progress, clock_text
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
+from kdbench.launch.system import SystemSampler
 from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
@@ -58,6 +59,8 @@ class Options:
     slots_per_gpu: Slots | None = None
     #: ``auto``, ``off`` or the most cells of a gang; None: as the matrix says
     gang: Wish | None = None
+    #: whether to sample how busy the machine is, where psutil is installed
+    system_metrics: bool = True
 
 
 class Session:
@@ -131,7 +134,7 @@ class Session:
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
             self._progress.start(len(cells), done, self._outlook.left)
-            with self._signals():
+            with self._signals(), self._watched():
                 self._launch(jobs, gpus)
             self._annotate()
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
@@ -346,6 +349,20 @@ class Session:
     def _fire(self, hook: str, **arguments: Any) -> None:
         for warning in self._registry.fire(hook, **arguments):
             self._progress.note(f"warning: {warning}")
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Sample the machine meanwhile, for the sinks."""
+        if not self._options.system_metrics:
+            yield
+            return
+        sampler = SystemSampler(self._plan.run.path)
+        sampler.start()
+        try:
+            yield
+        finally:
+            sampler.close()
+        self._mirrors.observe(sampler.samples)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -201,6 +201,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def system_metrics(samples: Sequence[Mapping[str, float]]) -> list[tuple[str, float, int, int]]:
+    """Return (metric, value, step, milliseconds since 1970) of samples of the machine, a step for each."""
+    out = []
+    for step, row in enumerate(samples):
+        names = sorted(row.keys() - {"at"})
+        out += [(key(f"system/{name}"), float(row[name]), step, int(row["at"])) for name in names]
+    return out
+
+
 def run_name(record: Mapping[str, Any]) -> str:
     """Return the name of a run in lists."""
     labels = record["labels"]

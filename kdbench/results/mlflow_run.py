@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,15 @@ def identifying_tags(content: RunContent) -> dict[str, str]:
         "kdbench.kind": content.kind,
         "kdbench.layout": str(LAYOUT),
     }
+
+
+def log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[tuple[str, float, int, int]]) -> None:
+    """Add metrics, (name, value, step, milliseconds since 1970), to a run."""
+    from mlflow.entities import Metric
+
+    for start in range(0, len(metrics), _METRICS_PER_BATCH):
+        part = metrics[start : start + _METRICS_PER_BATCH]
+        client.log_batch(run_id, [Metric(name, value, at, step) for name, value, step, at in part])
 
 
 def _log_numbers(client: MlflowClient, run_id: str, content: RunContent, tags: dict[str, str]) -> None:

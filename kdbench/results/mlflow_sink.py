@@ -17,7 +17,7 @@ from kdbench.errors import KdbenchError
 from kdbench.results import mlflow_fields as fields
 from kdbench.results.digest import record_sha256
 from kdbench.results.mlflow_content import LAYOUT, RunContent, cell_content, summary_content, summary_sha256
-from kdbench.results.mlflow_run import IDENTITY, now_ms, write_run
+from kdbench.results.mlflow_run import IDENTITY, log_metrics, now_ms, write_run
 from kdbench.results.tracking import (
     SinkError,
     check_store,
@@ -122,26 +122,31 @@ class MlflowSink:
 
         Nothing happens when the store has no run of the cell, or has these values already. Raises SinkError.
         """
-        from mlflow.entities import Metric
-
-        client = self._ready()
+        client, now = self._ready(), now_ms()
         for known in self._known.get(("cell", cell_id), []):
             # nan takes back what an earlier, smaller matrix seemed to tell: MLflow forgets no metric
             fresh = {k: v for k, v in metrics.items() if not _equal(known.metrics.get(k, math.nan), v)}
-            if fresh:
-                now = now_ms()
-                with self._told():
-                    client.log_batch(known.run_id, [Metric(k, v, now, 0) for k, v in fresh.items()])
+            with self._told():
+                log_metrics(client, known.run_id, [(k, v, 0, now) for k, v in fresh.items()])
+
+    def observe(self, samples: Sequence[Mapping[str, float]]) -> None:
+        """Add ``system/*`` metrics to the parent run, a step for each sample; nothing without a parent run.
+
+        Raises SinkError.
+        """
+        client = self._ready()
+        if self._parent is not None:
+            metrics = fields.system_metrics(samples)
+            with self._told():
+                log_metrics(client, self._parent, metrics)
 
     def close(self, status: str) -> None:
         """End the parent run (``done``, ``interrupted``, else failed) and let the client go."""
         if self._client is not None and self._parent is not None:
-            from mlflow.entities import Metric
-
+            now = now_ms()
+            counts = [(f"cells/{k}", float(v), 0, now) for k, v in sorted(self._counts.items())]
             with self._told():
-                now = now_ms()
-                counts = [Metric(f"cells/{k}", float(v), now, 0) for k, v in sorted(self._counts.items())]
-                self._client.log_batch(self._parent, metrics=counts)
+                log_metrics(self._client, self._parent, counts)
                 self._client.set_terminated(self._parent, _PARENT_STATUS.get(status.lower(), "FAILED"))
         self._client = self._parent = None
 

@@ -10,6 +10,7 @@ from typing import Any
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Sink
 from kdbench.results.store import RESULT, RunFolder, read_record
+from kdbench.results.system import read_samples
 
 
 @dataclass
@@ -64,6 +65,9 @@ def sync(
         summarise = getattr(sink, "summarise", None)
         if summarise is not None:
             summarise(summaries)
+        observe = getattr(sink, "observe", None)
+        if observe is not None:
+            observe(read_samples(run.path))
         status = "failed" if counts.failed else "done"
     finally:
         sink.close(status)

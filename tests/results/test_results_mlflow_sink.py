@@ -29,24 +29,6 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory):
-    """A store without runs; copying it spares each test the second that its creation takes."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    sink = MlflowSink()
-    sink.open({"name": "other"}, uri=sqlite_uri(path))
-    sink.close("done")
-    return path.read_bytes()
-
-
-@pytest.fixture
-def uri(fresh_store, tmp_path):
-    path = tmp_path / "store" / "mlflow.db"
-    path.parent.mkdir()
-    path.write_bytes(fresh_store)
-    return sqlite_uri(path)
-
-
 def _runs(uri, name="quickstart"):
     from mlflow.tracking import MlflowClient
 
