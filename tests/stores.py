@@ -16,9 +16,9 @@ def contents(uri: str, matrix: str) -> dict[tuple[str, str], dict[str, Any]]:
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     experiment = client.get_experiment_by_name(f"kdbench/{matrix}")
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    keys = {run.info.run_id: key_of(run) for run in runs}
-    assert len(set(keys.values())) == len(runs)
-    return {keys[run.info.run_id]: _content(client, run, keys) for run in runs}
+    found = {key_of(run): _content(client, run) for run in runs}
+    assert len(found) == len(runs)
+    return found
 
 
 def key_of(run: Any) -> tuple[str, str]:
@@ -30,14 +30,12 @@ def key_of(run: Any) -> tuple[str, str]:
     ]
 
 
-def _content(client: Any, run: Any, keys: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def _content(client: Any, run: Any) -> dict[str, Any]:
     run_id, tags = run.info.run_id, dict(run.data.tags)
-    parent = tags.pop("mlflow.parentRunId", None)
     histories = {name: client.get_metric_history(run_id, name) for name in run.data.metrics}
     return {
         "name": run.info.run_name,
         "status": run.info.status,
-        "parent": keys.get(parent) if parent else None,
         "params": run.data.params,
         "tags": tags,
         "metrics": {

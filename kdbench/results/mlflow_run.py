@@ -30,17 +30,13 @@ IDENTITY = {
 
 
 def write_run(
-    client: MlflowClient, uri: str, experiment_id: str, content: RunContent, parent: str
+    client: MlflowClient, uri: str, experiment_id: str, content: RunContent
 ) -> tuple[str, list[str]]:
     """Write a run; return its id and a line for each artifact that could not be stored.
 
     Whatever the store raises is raised; the run that was begun is then deleted.
     """
-    tags = {
-        **content.tags,
-        **identifying_tags(content),
-        "mlflow.parentRunId": parent,
-    }
+    tags = {**content.tags, **identifying_tags(content)}
     first = dict(list(tags.items())[:_PARAMS_PER_BATCH])
     run = client.create_run(experiment_id, start_time=content.begun, tags=first, run_name=content.name)
     run_id = str(run.info.run_id)

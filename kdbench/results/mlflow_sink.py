@@ -1,6 +1,7 @@
-"""The MLflow sink: one run per cell and per row of seeds, under one parent run per matrix invocation.
+"""The MLflow sink: one run per cell, per row of seeds, and per invocation of a matrix.
 
-Only the parent process writes, with an explicit client and run ids, never MLflow's global state.
+They stand side by side: MLflow's page hides what is nested below a run, from its lists and from its charts, until
+somebody opens it. Only the parent process writes, with an explicit client and run ids, never MLflow's global state.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ class _Known:
     run_id: str
     digest: str
     complete: bool
-    parent: str | None
     metrics: Mapping[str, float]
 
 
@@ -66,9 +66,8 @@ class MlflowSink:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._matrix: Mapping[str, Any] = {}
-        self._parent: str | None = None
+        self._invocation: str | None = None
         self._known: dict[tuple[str, str], list[_Known]] = {}
-        self._parents: set[str] = set()
         self._counts: dict[str, int] = {}
 
     @staticmethod
@@ -94,7 +93,7 @@ class MlflowSink:
             self._experiment_id = self._experiment(f"kdbench/{matrix['name']}")
         with self._told():
             self._known = self._read_known()
-        self._parent, self._counts, self.artifact_warnings = None, {}, []
+        self._invocation, self._counts, self.artifact_warnings = None, {}, []
 
     def write(self, record: Mapping[str, Any], folder: Path) -> None:
         """Store one record with the curves and files in its folder; an older run of the cell is deleted.
@@ -130,25 +129,25 @@ class MlflowSink:
                 log_metrics(client, known.run_id, [(k, v, 0, now) for k, v in fresh.items()])
 
     def observe(self, samples: Sequence[Mapping[str, float]]) -> None:
-        """Add ``system/*`` metrics to the parent run, a step for each sample; nothing without a parent run.
+        """Add ``system/*`` metrics to the invocation's run, a step for each sample, if there is such a run.
 
         Raises SinkError.
         """
         client = self._ready()
-        if self._parent is not None:
+        if self._invocation is not None:
             metrics = fields.system_metrics(samples)
             with self._told():
-                log_metrics(client, self._parent, metrics)
+                log_metrics(client, self._invocation, metrics)
 
     def close(self, status: str) -> None:
-        """End the parent run (``done``, ``interrupted``, else failed) and let the client go."""
-        if self._client is not None and self._parent is not None:
+        """End the invocation's run (``done``, ``interrupted``, else failed) and let the client go."""
+        if self._client is not None and self._invocation is not None:
             now = now_ms()
             counts = [(f"cells/{k}", float(v), 0, now) for k, v in sorted(self._counts.items())]
             with self._told():
-                log_metrics(self._client, self._parent, counts)
-                self._client.set_terminated(self._parent, _PARENT_STATUS.get(status.lower(), "FAILED"))
-        self._client = self._parent = None
+                log_metrics(self._client, self._invocation, counts)
+                self._client.set_terminated(self._invocation, _PARENT_STATUS.get(status.lower(), "FAILED"))
+        self._client = self._invocation = None
 
     def _ready(self) -> MlflowClient:
         if self._client is None:
@@ -177,7 +176,9 @@ class MlflowSink:
             location = None
             if path is not None:
                 location = (path.parent / "mlartifacts" / fields.key(name).replace("/", "-")).as_uri()
-            return str(client.create_experiment(name, artifact_location=location))
+            # MLflow would open its pages for language models
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=location, tags=kind))
         if found.lifecycle_stage == "deleted":
             raise SinkError(
                 f"MLflow store {redact(self.uri)!r}: the experiment {name!r} was deleted; restore it with "
@@ -188,21 +189,18 @@ class MlflowSink:
     def _read_known(self) -> dict[tuple[str, str], list[_Known]]:
         client, token = self._ready(), None
         known: dict[tuple[str, str], list[_Known]] = {}
-        self._parents = set()
         while True:
             page = client.search_runs([self._experiment_id], max_results=1000, page_token=token)
             for run in page:
                 tags = run.data.tags
                 kind = next((k for k, names in IDENTITY.items() if names[0] in tags), None)
                 if kind is None:
-                    self._parents.add(str(run.info.run_id))
                     continue
                 key, digest = IDENTITY[kind]
                 one = _Known(
                     run_id=str(run.info.run_id),
                     digest=tags.get(digest, ""),
                     complete=run.info.status in _TERMINATED and tags.get("kdbench.layout") == str(LAYOUT),
-                    parent=tags.get("mlflow.parentRunId"),
                     metrics=run.data.metrics,
                 )
                 known.setdefault((kind, tags[key]), []).append(one)
@@ -218,32 +216,27 @@ class MlflowSink:
         with self._told():
             if same is None:
                 content = make()
-                parent = self._parent_run(client)
-                run_id, warnings = write_run(client, self.uri, self._experiment_id, content, parent)
+                self._begin(client)
+                run_id, warnings = write_run(client, self.uri, self._experiment_id, content)
                 self.artifact_warnings += warnings
                 values = {name: value for name, value, _ in content.metrics}
-                same = _Known(run_id, digest, True, parent, values)
-            elif same.parent not in self._parents:
-                # somebody deleted the run of the matrix; its cells find a new one
-                client.set_tag(same.run_id, "mlflow.parentRunId", self._parent_run(client))
+                same = _Known(run_id, digest, True, values)
             for old in known:
                 if old.run_id != same.run_id:
                     client.delete_run(old.run_id)
         self._known[kind, key] = [same]
         return written
 
-    def _parent_run(self, client: MlflowClient) -> str:
-        """The parent is made with the first cell, so that an invocation without news leaves no run."""
-        if self._parent is None:
+    def _begin(self, client: MlflowClient) -> None:
+        """Make the invocation's run, with the first run that is written: one without news leaves none."""
+        if self._invocation is None:
             name = str(self._matrix["name"])
             tags = {"kdbench.matrix": name, "kdbench.kind": "matrix", "kdbench.role": "matrix"}
             for key in ("title", "protocol"):
                 if self._matrix.get(key) is not None:
                     tags[f"kdbench.{key}"] = str(self._matrix[key])[: fields.MAX_TAG_VALUE]
             run = client.create_run(self._experiment_id, run_name=name, tags=tags)
-            self._parent = str(run.info.run_id)
-            self._parents.add(self._parent)
-        return self._parent
+            self._invocation = str(run.info.run_id)
 
 
 def _creation_lock(uri: str) -> contextlib.AbstractContextManager[Any]:

@@ -77,7 +77,6 @@ def test_the_default_store_says_what_an_empty_one_says_after_sync(kdbench, tiny_
     (matrix,) = (run for (kind, _), run in said.items() if kind == "matrix")
     assert "system/cpu_utilization_percentage" in matrix["metrics"]
     (kd,) = (run for (kind, _), run in said.items() if kind == "cell" and run["params"]["method"] == "kd")
-    assert kd["parent"] == ("matrix", "plain")
     assert set(kd["artifacts"]) == {
         "confusion.csv", "curves.csv", "curves.jsonl", "per_class.csv", "result.json"
     }  # fmt: skip

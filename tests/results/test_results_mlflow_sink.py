@@ -82,7 +82,7 @@ def test_everything_of_a_cell_is_there(uri, tmp_path):
         "dataset.storage": "resident",
     }
     tags = cell.data.tags
-    assert tags["mlflow.parentRunId"] == parent.info.run_id
+    assert "mlflow.parentRunId" not in tags  # MLflow's page would hide it
     assert tags["kdbench.protocol"] == "1"
     assert tags["kdbench.status"] == "done"
     assert tags["kdbench.role"] == "student"
