@@ -1,7 +1,7 @@
 """The MLflow sink: one run per cell, per row of seeds, and per invocation of a matrix.
 
 They stand side by side: MLflow's page hides what is nested below a run, from its lists and from its charts, until
-somebody opens it. Only the parent process writes, with an explicit client and run ids, never MLflow's global state.
+somebody opens it. Only the parent process writes, by an explicit client and run ids, never MLflow's global state.
 """
 
 from __future__ import annotations
