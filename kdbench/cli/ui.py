@@ -50,4 +50,6 @@ def ui_environment(uri: str) -> dict[str, str]:
     """Return the environment of that command."""
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     environment.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # helpers for evaluating language models, in processes of their own
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     return environment
