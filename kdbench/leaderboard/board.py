@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kdbench.errors import RecordError
+from kdbench.leaderboard.compared import check_references, default_references
 from kdbench.leaderboard.gap import relate
-from kdbench.leaderboard.overall import Overall
+from kdbench.leaderboard.overall import Overall, make_overalls
 from kdbench.leaderboard.rows import Row, Setting, make_rows, primary
 from kdbench.leaderboard.sections import Section, make_sections
 from kdbench.leaderboard.text import clean, first_line
@@ -53,11 +54,17 @@ class Board:
 
 
 def make_board(
-    records: Sequence[Record], *, title: str, description: str = "", notes: Sequence[str] = ()
+    records: Sequence[Record],
+    *,
+    title: str,
+    description: str = "",
+    notes: Sequence[str] = (),
+    references: Sequence[str] | None = None,
 ) -> Board:
     """Make a board; it depends on the set of records, not on their order.
 
-    Raises RecordError when two records have one cell id.
+    `references` are the methods that all rows are compared with; None takes the default ones that are there.
+    Raises RecordError when two records have one cell id, KdbenchError for a reference that no row has.
     """
     ids = Counter(r.cell_id for r in records)
     twice = sorted(cell_id for cell_id, n in ids.items() if n > 1)
@@ -66,8 +73,13 @@ def make_board(
     rows = make_rows(records)
     relate(rows)
     statuses = sorted(Counter(str(r.status) for r in records).items())
-    sections = make_sections(rows)
-    return Board(title, description, tuple(notes), rows, sections, _unfinished(rows), statuses)
+    if references is not None:
+        check_references(references, rows)
+    sections = make_sections(rows, default_references() if references is None else references)
+    unfinished = _unfinished(rows)
+    return Board(
+        title, description, tuple(notes), rows, sections, unfinished, statuses, make_overalls(sections)
+    )
 
 
 def pair(row: Row) -> str:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kdbench.leaderboard.rows import Row
 from kdbench.leaderboard.text import NULL, count, number, rate
+
+#: What every page says above its tables.
+ABOUT = (
+    "Accuracies are percent on the test split. A row whose cells are not all done has no mean, and the reason "
+    "stands beside it; fewer than 3 seeds give no rank and no interval of a difference. Overlapping intervals of "
+    "two means tell nothing of their difference: the paired differences do. Each of these is looked at by itself, "
+    "and the best row was chosen by the same seeds: of 30 methods that are equal, about one in six would stand "
+    "below the best."
+)
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class Column:
     Attributes:
         title: heading.
         help: what the numbers are, with their unit.
-        group: ``"what"``, ``"accuracy"`` or ``"cost"``; Markdown makes a table of each of the last two.
+        group: ``"what"``, ``"accuracy"``, ``"compared"`` or ``"cost"``; Markdown has a table of each later one.
         text: the cell as shown.
         value: the number to sort by; None for a column of texts, which sorts by the text.
     """
@@ -41,6 +50,8 @@ def _n(row: Row) -> str:
 
 def _spread(row: Row) -> str:
     s = row.last
+    if s.mean is None:
+        return f"{NULL} ({row.why_null})"
     return number(s.mean, 2) if s.sd is None else f"{number(s.mean, 2)} ± {number(s.sd, 2)}"
 
 
@@ -181,6 +192,11 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def columns(*, with_student: bool) -> tuple[Column, ...]:
-    """Return the columns of a table."""
-    return (COLUMNS[0], STUDENT, *COLUMNS[1:]) if with_student else COLUMNS
+def columns(rows: Sequence[Row], references: Sequence[str] = (), *, with_student: bool) -> tuple[Column, ...]:
+    """Return the columns of a table of `rows`; those of comparisons only where there is something to compare."""
+    from kdbench.leaderboard.compared_columns import compared_columns
+
+    first = (VARIANT, STUDENT) if with_student else (VARIANT,)
+    rest = COLUMNS[1:]
+    at = next(n for n, column in enumerate(rest) if column.group == "cost")
+    return (*first, *rest[:at], *compared_columns(rows, references), *rest[at:])

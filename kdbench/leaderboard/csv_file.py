@@ -9,6 +9,7 @@ from collections.abc import Callable
 from kdbench.leaderboard.board import Board
 from kdbench.leaderboard.rows import Row, hardware
 from kdbench.leaderboard.text import spreadsheet
+from kdbench.stats import Paired
 
 
 def _fixed(value: float | None) -> str:
@@ -17,6 +18,21 @@ def _fixed(value: float | None) -> str:
 
 def _whole(value: int | None) -> str:
     return "" if value is None else str(value)
+
+
+def _paired(name: str, get: Callable[[Row], Paired | None]) -> dict[str, Callable[[Row], str]]:
+    """Return the columns of a paired difference."""
+
+    def of(field: str) -> Callable[[Row], str]:
+        def text(row: Row) -> str:
+            found = get(row)
+            value = None if found is None else getattr(found, field)
+            return _fixed(value) if isinstance(value, float) else "" if value is None else str(value)
+
+        return text
+
+    fields = {"n": "n", "mean": "mean", "ci95_low": "low", "ci95_high": "high", "share_above": "better"}
+    return {f"{name}_{key}": of(field) for key, field in fields.items()}
 
 
 _TEXTS: dict[str, Callable[[Row], object]] = {
@@ -64,6 +80,15 @@ _NUMBERS: dict[str, Callable[[Row], str]] = {
     "device_hours": lambda r: _fixed(r.device_hours),
     "params": lambda r: _whole(r.params),
     "macs": lambda r: _whole(r.macs),
+    "gap_closed_ci95_low": lambda r: _fixed(r.gap_interval and r.gap_interval[0]),
+    "gap_closed_ci95_high": lambda r: _fixed(r.gap_interval and r.gap_interval[1]),
+    "best_val_minus_last": lambda r: _fixed(r.differences.val.mean),
+    "best_test_oracle_minus_last": lambda r: _fixed(r.differences.oracle.mean),
+    "best_test_oracle_minus_last_ci95_low": lambda r: _fixed(r.differences.oracle.ci95_low),
+    "best_test_oracle_minus_last_ci95_high": lambda r: _fixed(r.differences.oracle.ci95_high),
+    "best_test_oracle_minus_best_val": lambda r: _fixed(r.differences.oracle_over_val.mean),
+    "tied_with_best": lambda r: "" if r.tied is None else str(r.tied).lower(),
+    **_paired("to_best", lambda r: r.to_best),
 }
 
 
@@ -101,8 +126,11 @@ def render_csv(board: Board) -> str:
     """Return the file's text: comma-separated, quoted as needed, ``\\n`` line ends."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_TEXTS, *_NUMBERS])
+    numbers = dict(_NUMBERS)
+    for name in sorted({name for row in board.rows for name in row.against}):
+        numbers |= _paired(f"minus_{name}", lambda r, name=name: r.against.get(name))  # type: ignore[misc]
+    writer.writerow([spreadsheet(name) for name in [*_TEXTS, "why_null", *numbers]])
     for row in board.rows:
-        texts = [spreadsheet(get(row)) for get in _TEXTS.values()]
-        writer.writerow([*texts, *(get(row) for get in _NUMBERS.values())])
+        texts = [spreadsheet(get(row)) for get in [*_TEXTS.values(), lambda r: r.why_null]]
+        writer.writerow([*texts, *(get(row) for get in numbers.values())])
     return out.getvalue()

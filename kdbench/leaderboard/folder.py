@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError, RecordError, did_you_mean
 from kdbench.leaderboard.build import build_board, render_board
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
 #: Longest text of each key, in characters.
-_KEYS = {"title": 200, "description": 2000, "notes": NOTE}
-_MAX_NOTES = 40
+_KEYS = {"title": 200, "description": 2000, "notes": NOTE, "references": 200}
+#: Keys that are lists, with the most texts in each.
+_LISTS = {"notes": 40, "references": 8}
 
 
 @dataclass(frozen=True)
 class BoardInfo:
-    """Content of ``board.yaml``."""
+    """Content of ``board.yaml``; without `references` the usual ones are taken."""
 
     title: str
     description: str = ""
     notes: tuple[str, ...] = ()
+    references: tuple[str, ...] | None = None
 
 
 def read_info(folder: Path) -> BoardInfo:
@@ -48,15 +50,16 @@ def read_info(folder: Path) -> BoardInfo:
     for key, value in content.items():
         if key not in _KEYS:
             raise KdbenchError(f"{path}: unknown key {key!r:.60}{did_you_mean(str(key), _KEYS)}")
-        texts = value if key == "notes" else [value]
-        if not isinstance(texts, list) or len(texts) > _MAX_NOTES:
-            raise KdbenchError(f"{path}: {key}: expected a list of at most {_MAX_NOTES} texts")
+        texts = value if key in _LISTS else [value]
+        if not isinstance(texts, list) or len(texts) > _LISTS.get(key, 1):
+            raise KdbenchError(f"{path}: {key}: expected a list of at most {_LISTS[key]} texts")
         if not all(isinstance(text, str) and len(text) <= _KEYS[key] for text in texts):
             raise KdbenchError(f"{path}: {key}: expected a text of at most {_KEYS[key]} characters")
     return BoardInfo(
         content.get("title") or folder.resolve().name,
         content.get("description", ""),
         tuple(content.get("notes", ())),
+        tuple(content["references"]) if "references" in content else None,
     )
 
 
@@ -131,8 +134,17 @@ def build_folder(folder: Path) -> int:
     if not records:
         raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
     info = read_info(folder)
-    build_board(records, folder, title=info.title, description=info.description, notes=info.notes)
+    build_board(records, folder, **_told(info))
     return len(records)
+
+
+def _told(info: BoardInfo) -> dict[str, Any]:
+    return {
+        "title": info.title,
+        "description": info.description,
+        "notes": info.notes,
+        "references": info.references,
+    }
 
 
 def check_folder(folder: Path) -> list[str]:
@@ -145,7 +157,7 @@ def check_folder(folder: Path) -> list[str]:
         return problems
     try:
         info = read_info(folder)
-        expected = render_board(records, title=info.title, description=info.description, notes=info.notes)
+        expected = render_board(records, **_told(info))
     except KdbenchError as error:
         return [str(error)]
     for name, content in expected.items():

@@ -14,6 +14,7 @@ from typing import Any
 from kdbench.leaderboard.rows import Row, make_rows, part, top1, uses_teacher
 from kdbench.results.schema import Record
 from kdbench.stats import summarise
+from kdbench.stats.ratio import fieller
 
 
 def relate(rows: Sequence[Row]) -> None:
@@ -30,6 +31,7 @@ def relate(rows: Sequence[Row]) -> None:
             chosen = candidates.get((row.setting, row.student_key))
             row.baseline = chosen[0] if chosen else None
             row.gap_closed = gap_closed(row)
+            row.gap_interval = gap_interval(row)
             row.relative_step = _relative_step(row)
 
 
@@ -48,6 +50,27 @@ def gap_closed(row: Row) -> float | None:
     if alone.mean is None or teacher - alone.mean <= (alone.sd or 0.0):
         return None
     return (row.last.mean - alone.mean) / (teacher - alone.mean)
+
+
+def gap_interval(row: Row) -> tuple[float, float] | None:
+    """Return the 95 % interval of the gap closed over the row's seeds, by Fieller's method.
+
+    Seeds vary, and with them the baseline; the teachers are those that were used, so it tells nothing of others.
+    None where there is no gap closed, below three seeds, and where the gap between baseline and teacher is not
+    told apart from none: a share of it could then be anything.
+    """
+    base = row.baseline
+    if row.gap_closed is None or base is None:
+        return None
+    mine, alone, teachers = row.by_seed, base.by_seed, row.teacher_by_seed
+    closed, gaps = [], []
+    for seed, value in mine.items():
+        theirs, teacher = alone.get(seed), teachers.get(seed)
+        if value is None or theirs is None or teacher is None:
+            return None
+        closed.append(value - theirs)
+        gaps.append(teacher - theirs)
+    return fieller(closed, gaps)
 
 
 def cell_gaps(records: Iterable[Record]) -> dict[str, float]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.leaderboard.board import Board, setting_facts
+from kdbench.leaderboard.columns import ABOUT
+from kdbench.leaderboard.overall_table import HEADS, cells, sentences
 from kdbench.leaderboard.rows import primary
 from kdbench.leaderboard.sections import Section
 from kdbench.leaderboard.text import NOTE, NULL, clean, first_line
@@ -21,7 +23,17 @@ def render_html(board: Board) -> str:
             description=clean(board.description, 2000),
             notes=[clean(note, NOTE) for note in board.notes],
             statuses=board.statuses,
+            about=ABOUT,
             sections=[_section(s, numbers) for s in board.sections],
+            overall_heads=HEADS,
+            overalls=[
+                {
+                    "title": clean(overall.title),
+                    "sentences": [clean(sentence, NOTE) for sentence in sentences(overall)],
+                    "rows": [[clean(c) for c in cells(overall, line)] for line in overall.lines],
+                }
+                for overall in board.overalls
+            ],
             unfinished=[
                 {
                     "status": u.status,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kdbench.leaderboard.board import Board, setting_facts
-from kdbench.leaderboard.columns import Column
+from kdbench.leaderboard.columns import ABOUT, Column
+from kdbench.leaderboard.overall import Overall
+from kdbench.leaderboard.overall_table import HEADS, cells, sentences
 from kdbench.leaderboard.sections import Section
 from kdbench.leaderboard.text import NOTE, NULL, markdown
 
@@ -21,12 +23,13 @@ def render_markdown(board: Board) -> str:
         "The same table to sort and filter: [index.html](index.html); for programs: "
         "[leaderboard.csv](leaderboard.csv).",
         "",
-        f"Cells: {counts}. Accuracies are percent on the test split. A row whose cells are not all done has "
-        "no mean; fewer than 3 seeds give no rank; overlapping intervals do not tell two methods apart.",
+        f"Cells: {counts}. {ABOUT}",
         "",
     ]
     for section in board.sections:
         lines += _section(section)
+    for overall in board.overalls:
+        lines += _overall(overall)
     if board.notes:
         lines += ["## Notes", "", *(f"- {markdown(note, NOTE)}" for note in board.notes), ""]
     if board.unfinished:
@@ -37,13 +40,21 @@ def render_markdown(board: Board) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def _overall(overall: Overall) -> list[str]:
+    lines = [f"## Over all settings: {markdown(overall.title)}", ""]
+    for sentence in sentences(overall):
+        lines += [markdown(sentence, NOTE), ""]
+    rows = ([markdown(c) for c in cells(overall, line)] for line in overall.lines)
+    return lines + _table([name for name, _ in HEADS], [right for _, right in HEADS], rows)
+
+
 def _section(section: Section) -> list[str]:
     facts = " · ".join(f"{name} {markdown(value)}" for name, value in setting_facts(section.setting))
     lines = [f"## {markdown(section.title)}", "", facts, ""]
     for note in section.notes:
         lines += [markdown(note, 500), ""]
     groups = {c.group for c in section.shown}
-    for group in ("accuracy", "cost"):
+    for group in ("accuracy", "compared", "cost"):
         if group in groups:
             lines += _group(section, [c for c in section.shown if c.group in ("what", group)])
     return lines

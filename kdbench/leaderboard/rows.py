@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from kdbench.leaderboard.selection import Selection, selection
 from kdbench.stats import Paired, Summary, summarise
 
 if TYPE_CHECKING:
@@ -39,21 +40,6 @@ class Setting:
     recipe: str
     recipe_digest: str
     protocol: int
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How the choice of the epoch moves top-1, in points: seed by seed, then summarised.
-
-    Attributes:
-        val: ``best_val`` minus ``last``.
-        oracle: ``best_test`` minus ``last``: by how much an oracle flatters.
-        oracle_over_val: ``best_test`` minus ``best_val``.
-    """
-
-    val: Summary
-    oracle: Summary
-    oracle_over_val: Summary
 
 
 @dataclass
@@ -126,32 +112,38 @@ class Row:
     @cached_property
     def why_null(self) -> str:
         """Why there is no mean: the seeds without a result and their statuses; empty where there is one."""
-        lost = [f"seed {r.labels.seed} {r.status}" for r in self.records if r.status != "done"]
-        if self.last.mean is not None or not self.records:
+        if self.last.mean is not None:
             return ""
-        if len(lost) == len(self.records) and len({r.status for r in self.records}) == 1:
+        statuses = {r.status for r in self.records}
+        if len(statuses) == 1 and statuses != {"done"}:
             return f"all {self.records[0].status}"
+        lost = [f"seed {r.labels.seed} {r.status}" for r in self.records if r.status != "done"]
         return ", ".join(lost) or "no accuracy recorded"
 
     @cached_property
     def differences(self) -> Selection:
         """What the choice of the epoch does, over the row's seeds; null where a cell lacks either side."""
-        nets = [primary(r) for r in self.records]
-        last = [n and n.last.get("top1") for n in nets]
-        val = [n and n.best_val and n.best_val.top1 for n in nets]
-        test = [n and n.best_test and n.best_test.top1 for n in nets]
-        return Selection(_minus(val, last), _minus(test, last), _minus(test, val))
+        return selection([primary(r) for r in self.records])
+
+    @cached_property
+    def teacher_by_seed(self) -> dict[int, float | None]:
+        """Mean top-1 in percent of the teachers of each finished seed; None where one is not known."""
+        found: dict[int, float | None] = {}
+        for record in self.done:
+            values = sorted(t.top1 for t in record.teachers if t.top1 is not None)
+            known = values and len(values) == len(record.teachers)
+            found[record.labels.seed] = statistics.fmean(values) if known else None
+        return found
 
     @cached_property
     def teacher_top1(self) -> float | None:
         """Mean top-1 of the teachers used, in percent."""
-        means = []
-        for record in self.done:
-            values = [t.top1 for t in record.teachers]
-            if not values or None in values:
-                return None
-            means.append(statistics.fmean(sorted(v for v in values if v is not None)))
-        return statistics.fmean(sorted(means)) if means else None
+        means = list(self.teacher_by_seed.values())
+        return (
+            statistics.fmean(sorted(m for m in means if m is not None))
+            if means and None not in means
+            else None
+        )
 
     @cached_property
     def infer_images_per_s(self) -> float | None:
@@ -289,12 +281,6 @@ def _setting(record: Record) -> Setting:
         recipe_digest=digest(record.identity.get("recipe")),
         protocol=record.protocol,
         **text,
-    )
-
-
-def _minus(a: Sequence[float | None], b: Sequence[float | None]) -> Summary:
-    return summarise(
-        [None if x is None or y is None else float(x) - float(y) for x, y in zip(a, b, strict=True)]
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdbench.leaderboard.columns import Column, columns
+from kdbench.leaderboard.compared import compare_rows, ranked
 from kdbench.leaderboard.rows import Row, Setting
 from kdbench.leaderboard.speeds import SPEED_COLUMNS, SpeedLine, measures_only, speed_lines, speed_ranks
 from kdbench.leaderboard.text import number
-
-#: Fewer finished seeds than this get no rank.
-MIN_SEEDS_FOR_RANK = 3
 
 
 @dataclass
@@ -25,6 +24,8 @@ class Section:
         shown: the columns.
         notes: sentences about the table.
         by: what the ranks go by.
+        is_pair: whether the rows share teacher and student, so that the table is a setting of an overall ranking.
+        references: variants that rows are compared with, as in their `against`.
     """
 
     title: str
@@ -34,10 +35,16 @@ class Section:
     shown: tuple[Column, ...]
     notes: list[str] = field(default_factory=list)
     by: str = "the mean of top-1 after the last epoch"
+    is_pair: bool = False
+    references: list[str] = field(default_factory=list)
 
 
-def make_sections(rows: Sequence[Row]) -> list[Section]:
-    """Return the tables in the order of settings, then pairs, then lone students, then teachers."""
+def make_sections(rows: Sequence[Row], references: Sequence[str] = ()) -> list[Section]:
+    """Return the tables in the order of settings, then pairs, then lone students, then teachers.
+
+    Rows are compared within each table. A student without a teacher stands in the tables of all its teachers; as
+    the best row of each is another, these hold copies of the row.
+    """
     sections: list[Section] = []
     for setting in sorted({r.setting for r in rows}):
         every = [r for r in rows if r.setting == setting]
@@ -47,6 +54,7 @@ def make_sections(rows: Sequence[Row]) -> list[Section]:
         pairs = sorted({(r.student_key, r.teacher_key) for r in students if r.teacher_key[0]})
         paired = {student for student, _ in pairs}
         titles = [f"{teacher[0]} → {student[0]}" for student, teacher in pairs]
+        tables = Counter(student for student, _ in pairs)
         by_student: dict[tuple[str, str], list[Row]] = {}
         for row in students:
             by_student.setdefault(row.student_key, []).append(row)
@@ -54,13 +62,17 @@ def make_sections(rows: Sequence[Row]) -> list[Section]:
             if titles.count(title) > 1:
                 title += f" (teacher {teacher[1]}, student {student[1]})"
             members = [r for r in by_student[student] if r.teacher_key in (teacher, ("", ""))]
-            sections.append(_section(title, setting, members))
+            if tables[student] > 1:
+                members = [r if r.teacher_key[0] else replace(r, against={}, origin=r) for r in members]
+            sections.append(_section(title, setting, members, references, is_pair=True))
         lone = [r for r in students if r.student_key not in paired]
         if lone:
-            sections.append(_section("Students without a teacher", setting, lone, with_student=True))
+            sections.append(
+                _section("Students without a teacher", setting, lone, references, with_student=True)
+            )
         teachers = [r for r in here if r.labels.role == "teacher"]
         if teachers:
-            sections.append(_section("Teachers", setting, teachers, with_student=True))
+            sections.append(_section("Teachers", setting, teachers, references, with_student=True))
     return sections
 
 
@@ -79,13 +91,31 @@ def _speed_sections(setting: Setting, rows: Sequence[Row]) -> list[Section]:
     return sections
 
 
-def _section(title: str, setting: Setting, rows: list[Row], *, with_student: bool = False) -> Section:
+def _section(
+    title: str,
+    setting: Setting,
+    rows: list[Row],
+    references: Sequence[str],
+    *,
+    with_student: bool = False,
+    is_pair: bool = False,
+) -> Section:
     def order(row: Row) -> tuple[bool, float, str, str]:
         mean = row.last.mean
         return mean is None, -(mean or 0.0), row.labels.variant, row.config
 
     rows = sorted(rows, key=order)
-    section = Section(title, setting, rows, _ranks(rows), columns(with_student=with_student))
+    found = compare_rows(rows, references)
+    shown = columns(rows, found, with_student=with_student)
+    section = Section(title, setting, rows, _ranks(rows), shown, is_pair=is_pair, references=found)
+    seeds = {seed for r in rows for seed in r.by_seed}
+    fewer = [r.labels.variant for r in rows if len(r.by_seed) < len(seeds)]
+    if fewer and not with_student:
+        told = ", ".join(fewer[:8]) + (f" and {len(fewer) - 8} more" if len(fewer) > 8 else "")
+        section.notes.append(
+            f"There are {len(seeds)} seeds in this table; rows with fewer: {told}. Means are over the seeds of a "
+            "row, differences over those that both rows have."
+        )
     accuracies = sorted({number(r.teacher_top1, 2) for r in rows if r.teacher_top1 is not None})
     if accuracies:
         section.notes.append(f"Top-1 of the teacher: {', '.join(accuracies)} %.")
@@ -101,10 +131,5 @@ def _section(title: str, setting: Setting, rows: list[Row], *, with_student: boo
 
 
 def _ranks(rows: list[Row]) -> list[int | None]:
-    ranks: list[int | None] = []
-    eligible = [r.last.mean for r in rows if r.last.mean is not None and r.last.n >= MIN_SEEDS_FOR_RANK]
-    for row in rows:
-        mean = row.last.mean
-        ranked = mean is not None and row.last.n >= MIN_SEEDS_FOR_RANK
-        ranks.append(1 + sum(m > mean for m in eligible) if ranked and mean is not None else None)
-    return ranks
+    means = [r.last.mean for r in rows if ranked(r)]
+    return [1 + sum(m > r.last.mean for m in means) if ranked(r) else None for r in rows]  # type: ignore[operator]

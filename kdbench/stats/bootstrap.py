@@ -25,7 +25,7 @@ def studentised_interval(values: Sequence[float], *, seed: int = 0) -> tuple[flo
 
 
 def studentised_intervals(samples: Any, *, seed: int = 0) -> tuple[Any, Any]:
-    """Return the bounds of :func:`studentised_interval` of each row of an array [samples, values], NaN for none."""
+    """Return the bounds of :func:`studentised_interval` of each row of an array, NaN for none."""
     import numpy as np
 
     x = np.asarray(samples, dtype=np.float64)
@@ -41,6 +41,39 @@ def studentised_intervals(samples: Any, *, seed: int = 0) -> tuple[Any, Any]:
     t[~enough] = 0.0
     bounds = np.where(enough, np.nanquantile(t, (0.025, 0.975), axis=1), np.nan)
     return mean - bounds[1] * error, mean - bounds[0] * error
+
+
+def iqm(values: Any) -> Any:
+    """Return the mean along the last axis without its lowest and its highest quarter: the interquartile mean.
+
+    Quarters are rounded down (Agarwal et al. 2021, arXiv 2108.13264).
+    """
+    import numpy as np
+
+    x = np.sort(np.asarray(values, dtype=np.float64), axis=-1)
+    n = x.shape[-1]
+    cut = n // 4
+    return x[..., cut : n - cut].mean(axis=-1)
+
+
+def iqm_interval(strata: Sequence[Sequence[float]], *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the interquartile mean of all values by a stratified bootstrap.
+
+    Every stratum (a setting) gives of its n values (seeds) n - 1 with replacement: n of n, as for large n,
+    would make the interval too narrow by sqrt((n - 1) / n), a fifth at three seeds (Rao and Wu, JASA 83, 1988).
+    Raises ValueError for a stratum of fewer than two values.
+    """
+    import numpy as np
+
+    if min(map(len, strata)) < 2:
+        raise ValueError("expected at least two values in each stratum")
+    drawn = []
+    for number, values in enumerate(strata):
+        n = len(values)
+        x = np.asarray(values, dtype=np.float64)
+        drawn.append(x[draws(n, RESAMPLES, seed + number, n - 1)])
+    low, high = np.quantile(iqm(np.concatenate(drawn, axis=1)), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def draws(n: int, resamples: int, seed: int, size: int | None = None) -> Any:

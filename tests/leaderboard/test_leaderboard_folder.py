@@ -185,3 +185,34 @@ def test_name_of_a_run_cannot_lead_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", [make_record()], name="../../x")
     assert "cannot be a folder" in str(run("build", "--from", "run").exception)
+
+
+def test_references_of_a_board(tmp_path):
+    board = make_board(tmp_path / "b")
+    for seed in range(3):
+        record = make_record(method="plain", teacher=None, seed=seed, top1=65.0 + seed**2)
+        (board / "records" / f"{record['cell_id']}.json").write_text(json.dumps(record))
+    (board / "board.yaml").write_text("references: [kd]\n")
+    build_folder(board)
+    assert "Minus kd, points" in (board / "README.md").read_text()
+    assert check_folder(board) == []
+    (board / "board.yaml").write_text("references: []\n")
+    build_folder(board)
+    assert "Minus kd, points" not in (board / "README.md").read_text()
+    assert "Minus plain, points" in (board / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("references: kd", "references: expected a list of at most 8 texts"),
+        ("references: [1]", "references: expected a text"),
+        ("references: [kdd]", r"references: the records have no method 'kdd'.*'kd'"),
+        ("refrences: [kd]", "did you mean 'references'"),
+    ],
+)
+def test_wrong_references_are_told(tmp_path, text, problem):
+    board = make_board(tmp_path / "b")
+    (board / "board.yaml").write_text(text)
+    with pytest.raises(KdbenchError, match=problem):
+        build_folder(board)

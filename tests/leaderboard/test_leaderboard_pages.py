@@ -113,7 +113,7 @@ def test_markdown_shows_ranks_nulls_and_failures():
     text = files(some_records())["README.md"]
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert any(line.startswith("| 1 | map | 3/3 | 72.33 ± 0.33 |") for line in table)
-    assert any(line.startswith("| — | late | 2/3 | — |") for line in table)
+    assert any(line.startswith("| — | late | 2/3 | — (seed 1 diverged) | — |") for line in table)
     assert "| diverged | late |" in text
     assert "loss is not finite" in text
     assert "oracle" in text
