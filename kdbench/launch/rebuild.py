@@ -90,6 +90,7 @@ def _rebuild(record: Record, registry: Registry, here: Here, where: str) -> tupl
         seed=identity["seed"],
         teacher_cache=identity.get("teacher_cache"),
         route=answer["route"],
+        tuning=record.tuning,
         evaluators=list(here.evaluators),
         device=here.device,
         threads=threads if isinstance(threads, int) and threads > 0 else None,

@@ -82,6 +82,7 @@ def summary_content(summary: Mapping[str, Any]) -> RunContent:
         "kdbench.role": labels["role"],
         "kdbench.matrix": labels["matrix"],
         "kdbench.fidelity": labels["fidelity"],
+        "kdbench.track": labels.get("track") or "default",
         "kdbench.seeds": ", ".join(map(str, summary["seeds"])),
         **{f"kdbench.{name}": text for name, text in summary["notes"].items()},
     }

@@ -90,6 +90,7 @@ def tags(record: Mapping[str, Any]) -> dict[str, str]:
         "kdbench.role": labels.get("role", "student"),
         "kdbench.matrix": labels.get("matrix", ""),
         "kdbench.fidelity": labels.get("fidelity", ""),
+        "kdbench.track": labels.get("track") or "default",
     }
     for kind, plugin in record.get("plugins", {}).items():
         out[f"kdbench.plugin.{kind}"] = f"{plugin['distribution']} {plugin['version']}"

@@ -128,7 +128,7 @@ class CRD(Method):
     presets = {"cifar100": {"weight": 0.8, "k": 16384}, "imagenet": {"weight": 0.8, "k": 16384}}
     search = {
         "weight": Search(low=0.08, high=8.0, log=True, source="a decade each way of the authors' value"),
-        "temperature": Search(low=0.02, high=0.3, log=True, source="arXiv:1910.10699: 0.02 to 0.3"),
+        "temperature": Search(low=0.02, high=0.3, log=True, source="our choice around the default"),
     }
 
     @classmethod

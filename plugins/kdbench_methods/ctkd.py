@@ -66,7 +66,7 @@ class CTKD(Method):
     }
     search = {
         "alpha": Search(low=0.1, high=10.0, log=True, source="as for kd"),
-        "t_range": Search(low=2.0, high=40.0, log=True, source="arXiv:2211.16231: 20"),
+        "t_range": Search(low=2.0, high=40.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

@@ -105,7 +105,7 @@ class DKD(Method):
     }
     search = {
         "beta": Search(
-            low=0.5, high=80.0, log=True, source="arXiv:2203.08679: 0.5 to 10; times 9 on standardised logits"
+            low=0.5, high=80.0, log=True, source="published code: 0.5 to 8; times 9 on standardised logits"
         ),
         "temperature": Search(
             low=1.0,

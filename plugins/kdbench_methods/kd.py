@@ -40,9 +40,7 @@ class KD(Method):
     }
     search = {
         "alpha": Search(low=0.1, high=10.0, log=True, source="mdistiller: 0.5 and 0.9; arXiv:2403.01427: 9"),
-        "temperature": Search(
-            low=1.0, high=20.0, log=True, source="T from 1 to 20: arXiv:1503.02531, sections 3 and 4"
-        ),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

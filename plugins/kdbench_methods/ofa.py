@@ -92,7 +92,7 @@ class OFA(Method):
     fidelity = "reconstruction"
     presets = {"cifar100": {"eps": 1.0}, "imagenet": {"eps": 1.5}}
     search = {
-        "eps": Search(low=0.8, high=2.0, source="arXiv:2310.19444: 1 to 1.5"),
+        "eps": Search(low=0.8, high=2.0, source="our choice around the default"),
         "weight": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
     }
 

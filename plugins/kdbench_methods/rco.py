@@ -99,9 +99,7 @@ class RCO(Method):
     presets = {"greedy": {"strategy": "greedy"}}
     search = {
         "kd_weight": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
-        "temperature": Search(
-            low=1.0, high=20.0, log=True, source="T from 1 to 20: arXiv:1503.02531, sections 3 and 4"
-        ),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

@@ -48,10 +48,8 @@ class TAKD(Method):
         "full-length": {"assistant_share": 1.0, "student_share": 1.0},
     }
     search = {
-        "kd_weight": Search(low=0.05, high=0.99, source="arXiv:1902.03393 tunes lambda for each network"),
-        "temperature": Search(
-            low=1.0, high=20.0, log=True, source="T from 1 to 20: arXiv:1503.02531, sections 3 and 4"
-        ),
+        "kd_weight": Search(low=0.05, high=0.99, source="our choice around the default"),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

@@ -75,10 +75,8 @@ class TfKD(Method):
         "reg": {"variant": "reg"},
     }
     search = {
-        "alpha": Search(low=0.1, high=0.99, source="arXiv:1909.11723: 0.6 to 0.95"),
-        "temperature": Search(
-            low=1.0, high=20.0, log=True, source="T from 1 to 20: arXiv:1503.02531, sections 3 and 4"
-        ),
+        "alpha": Search(low=0.1, high=0.99, source="our choice around the default"),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

@@ -34,9 +34,7 @@ class TimmToken(TimmTask):
     }
     search = {
         "distill_loss_weight": Search(low=0.1, high=10.0, log=True, source="as for kd"),
-        "temperature": Search(
-            low=1.0, high=20.0, log=True, source="T from 1 to 20: arXiv:1503.02531, sections 3 and 4"
-        ),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
     port = TokenPort
     distillation_loss = "distill_loss"
