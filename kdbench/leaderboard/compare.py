@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kdbench.leaderboard.rows import digest, hardware, primary, speed, top1
+from kdbench.results.speed_row import SpeedRow, drift_factor
 from kdbench.stats.differences import Difference, paired_difference, paired_ratio, ratio_of_medians
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Record
-    from kdbench.results.speed_row import SpeedRow
 
 #: Keys of an identity that differ between versions of the code, not between things that are compared.
 _VERSIONS = ("version", "protocol")
@@ -185,12 +185,8 @@ def _ratio_of_rows(pairs: list[tuple[SpeedRow, SpeedRow]]) -> Difference:
         )
     a, b = pairs[0]
     speeds = [[1e3 * (r.batch_size or 1) / ms for ms in r.samples_ms or [r.step_ms or 1.0]] for r in (a, b)]
-    ratio = ratio_of_medians(*speeds)
-    if ratio.low is None or ratio.high is None:
-        return ratio
     # the rounds do not know what happened to the machine meanwhile; its drift is the least that it may have done
-    drift = max(abs(r.drift_percent or 0.0) for r in (a, b)) / 100
-    return replace(ratio, low=ratio.low / (1 + drift), high=ratio.high * (1 + drift))
+    return ratio_of_medians(*speeds).widened(drift_factor(a) * drift_factor(b))
 
 
 def _speeds(both: list[tuple[Record, Record]]) -> dict[str, Difference]:

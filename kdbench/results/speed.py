@@ -69,7 +69,7 @@ class SpeedSheet(_Model):
     environment: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     #: what `peak_memory_mb` is on this device
     memory: str = ""
-    #: median of the rows' drift in percent
+    #: median size of the rows' drift in percent; files of old versions have the median of signed ones
     drift_percent: FiniteFloat | None = None
     warnings: list[str] = Field(default_factory=list)
     rows: list[SpeedRow] = Field(default_factory=list)

@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdbench.stats.summary import summarise
 
@@ -40,6 +40,12 @@ class Difference:
         if self.low is None or self.high is None:
             return False
         return self.low > self.neutral or self.high < self.neutral
+
+    def widened(self, factor: float) -> Difference:
+        """Return the same ratio with an interval that allows for `factor` (1 or more) to either side."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=self.low / factor, high=self.high * factor)
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:

@@ -12,6 +12,7 @@ from kdbench.engine.speed.sheet import measure_speed, warnings_of
 from kdbench.measure.rounds import warm_up
 from kdbench.registry import Registry
 from kdbench.results.speed import SpeedSettings
+from kdbench.results.speed_row import SpeedRow, median_drift
 
 CPU = torch.device("cpu")
 
@@ -162,6 +163,12 @@ def test_out_of_memory_is_a_row(registry, monkeypatch):
     monkeypatch.setattr(sheets, "warm_up", starve)
     (row,) = measure_speed(registry, settings()).rows
     assert (row.status, row.batch_size, row.images_per_s) == ("oom", 2, None)
+
+
+def test_the_drift_of_a_sheet_is_that_of_its_rows_whichever_way():
+    rows = [SpeedRow(model="m", mode="infer", precision="fp32", drift_percent=d) for d in (-52.0, 3.0, 50.0)]
+    assert median_drift(rows) == 50.0
+    assert median_drift([rows[0].model_copy(update={"drift_percent": None})]) is None
 
 
 @pytest.mark.parametrize(("drift", "warned"), [(4.9, False), (-5.1, True), (5.1, True), (None, False)])
