@@ -126,10 +126,12 @@ class Session:
             self._write_matrix()
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
-            self._outlook.plan(jobs, self._shares.workers)
+            self._arrange(jobs, gpus, self._launcher())  # for the time that it will take
             self._mirrors.open(self._facts(), self._options.tracking_uri)
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
+            if self._outlook.forecast.knows:
+                self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
             with self._signals():
                 self._launch(jobs, gpus)
@@ -179,7 +181,7 @@ class Session:
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        cls = self._registry.get("launchers", self._options.launcher).load()
+        cls = self._launcher()
         total = len(jobs)
         jobs = self._arrange(jobs, gpus, cls)
         self._tell(self._told(jobs, total))
@@ -189,6 +191,9 @@ class Session:
             options["slots_per_gpu"] = self._slots_per_gpu
         launcher = cls(options)
         launcher.run(jobs, self._on_event, lambda: self._stops)
+
+    def _launcher(self) -> Any:
+        return self._registry.get("launchers", self._options.launcher).load()
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -248,6 +253,9 @@ class Session:
     def expected(self) -> str:
         """Return a line on how long the open cells will take."""
         self._preview()
+        return self._expected()
+
+    def _expected(self) -> str:
         seconds = self._outlook.left()
         if seconds is None:
             return "expected time: unknown before the first cells"
@@ -263,8 +271,7 @@ class Session:
         self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, chosen) for c in cells]
-        cls = self._registry.get("launchers", self._options.launcher).load()
-        return self._arrange(jobs, gpus, cls)
+        return self._arrange(jobs, gpus, self._launcher())
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         cell = self._cells[event["cell_id"]]

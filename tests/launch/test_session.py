@@ -11,6 +11,7 @@ from kdbench.errors import KdbenchError
 from kdbench.launch.local import LocalLauncher
 from kdbench.launch.locks import FileLock
 from kdbench.launch.plan import Planner
+from kdbench.launch.planned import costs
 from kdbench.launch.progress import PlainProgress
 from kdbench.launch.session import Options, Session
 from kdbench.matrix import load_matrix
@@ -188,6 +189,18 @@ def test_time_left_is_told_once_a_cell_is_done(plan, session, capsys):
     assert len(lines) == 4
     assert all(re.search(r"left \d+:\d\d\)$", line) for line in lines)
     assert lines[-1].endswith("(4/4, left 0:00)")
+
+
+def test_the_plan_and_the_run_expect_the_same(plan, session, capsys):
+    """Also of cells that share: the time is that of gangs, before they are launched."""
+    put(plan.cells[1], "done")
+    record = json.loads((plan.cells[1].folder / "result.json").read_text())
+    plan.cells[1].status, plan.cells[1].seen = "done", {**costs(record), "device": "cpu"}
+    alone = session(workers=1, gang="off").expected()
+    expected = session(workers=1).expected()
+    assert expected != alone
+    session(workers=1).run()
+    assert [line for line in capsys.readouterr().err.splitlines() if "expected" in line] == [expected]
 
 
 def test_cells_that_are_cut_are_no_progress(plan, session, capsys, monkeypatch):
