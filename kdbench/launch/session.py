@@ -103,7 +103,9 @@ class Session:
         folder = self._plan.run.path
         cells = self.open_cells()
         done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
-        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
+        again = sum(c.status == "done" for c in cells)
+        finished = f"{again} of them done before" if again else f"{done} finished before"
+        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {finished}"
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
         # both take seconds and need nothing of each other, nor of the next lines; planning may have begun them

@@ -237,6 +237,12 @@ def test_the_plan_is_told_before_the_sinks_are_opened(session, monkeypatch, caps
     assert lines[-1] == "2 of 4 cells share batches and teacher, in 1 gang"
 
 
+def test_cells_that_run_again_are_told_as_done_before(plan, session, capsys):
+    plan.cells[1].status = plan.cells[2].status = "done"
+    session(rerun="all").run()
+    assert capsys.readouterr().err.splitlines()[0] == "m: 4 cell(s) to run, 2 of them done before"
+
+
 def test_a_line_is_told_once(session, capsys):
     made = session(workers=1)
     made.run()
