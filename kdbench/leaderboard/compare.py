@@ -11,7 +11,7 @@ from kdbench.results.speed_row import SpeedRow, drift_factor
 from kdbench.stats.differences import Difference, paired_difference, paired_ratio, ratio_of_medians
 
 if TYPE_CHECKING:
-    from kdbench.results.schema import Record
+    from kdbench.results.schema import Cost, Record
 
 #: Keys of an identity that differ between versions of the code, not between things that are compared.
 _VERSIONS = ("version", "protocol")
@@ -229,12 +229,17 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _gangs(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
     """Return a note for each side whose cells shared batches or forwards where the other's did not."""
-    shared = [tuple(bool(r.cost and r.cost.shared_s) for r in (a, b)) for a, b in pairs if a.cost and b.cost]
+    shared = [(_ganged(a.cost), _ganged(b.cost)) for a, b in pairs if a.cost and b.cost]
     notes = []
     for sides, (here, there) in (((True, False), ("A", "B")), ((False, True), ("B", "A"))):
         if n := shared.count(sides):
             notes.append(f"costs of {n} cell(s) were taken in gangs in {here} and alone in {there}")
     return notes
+
+
+def _ganged(cost: Cost) -> bool:
+    # the cell that made the batches has nothing of others; records without `gang` have no better sign
+    return bool(cost.gang or cost.shared_s)
 
 
 def _environments(a: Sequence[Record], b: Sequence[Record]) -> list[str]:

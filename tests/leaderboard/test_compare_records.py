@@ -158,6 +158,9 @@ def test_costs_taken_in_gangs_on_one_side_only_are_noted():
     assert note.format(3, "A", "B") in compare_records(ganged, records()).notes
     assert note.format(2, "B", "A") in compare_records(records(), [*ganged[:2], records()[2]]).notes
     assert not [n for n in compare_records(ganged, ganged).notes if "gangs" in n]
+    # one of them made the batches, so that it took nothing from others
+    first = [*records(cost={"gang": 3})[:1], *records(cost={"gang": 3, "shared_s": 3.0})[1:]]
+    assert note.format(3, "A", "B") in compare_records(first, records()).notes
 
 
 def speed_record(*rows, student="small", seed=0, **environment):
