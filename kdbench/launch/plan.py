@@ -58,7 +58,7 @@ class Planner:
     def plan(self, only: Sequence[str] = ()) -> Plan:
         """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
         expansion = expand(self._loaded, only=only)
-        specs, precision = settle(expansion.cells, self._resolver, self._device)
+        specs, settled = settle(expansion.cells, self._resolver, self._device)
         self._check_names(specs)
         self._describe_datasets(specs)
         self._resolve_methods(specs)
@@ -76,7 +76,7 @@ class Planner:
         possible = [cell.spec for cell in planned if cell.status != "not_applicable"]
         doubts = dict.fromkeys(single_image(spec, self._infos[_dataset_key(spec)]) for spec in possible)
         warnings = [*expansion.warnings, *(text for text in doubts if text)]
-        return Plan(self._loaded, self._run, planned, warnings, [precision] if precision else [])
+        return Plan(self._loaded, self._run, planned, warnings, settled)
 
     def _check_names(self, specs: Sequence[CellSpec]) -> None:
         for spec in specs:

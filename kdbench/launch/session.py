@@ -73,6 +73,7 @@ class Session:
         self._shares = Shares(1, None, 0)
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
+        self._gpus = 0
         self._noted: set[str] = set()
 
     def open_cells(self) -> list[PlannedCell]:
@@ -208,7 +209,7 @@ class Session:
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
-        slots = self._slots_per_gpu
+        self._gpus, slots = gpus, self._slots_per_gpu
         self._shares = share_out(
             cores(),
             len(cells),
@@ -250,7 +251,13 @@ class Session:
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""
-        return self._told(self._preview(), len(self.open_cells()))
+        lines = self._told(self._preview(), len(self.open_cells()))
+        graphs = sum(c.file.recipe.compile == "graph" for c in self.open_cells())
+        if graphs and not self._gpus:
+            lines.append(
+                f"warning: {graphs} cell(s) have recipe.compile: graph, which needs a GPU, and here is none"
+            )
+        return lines
 
     def expected(self) -> str:
         """Return a line on how long the open cells will take."""
