@@ -1,5 +1,6 @@
 """What the plan says of teachers: which cells read a table, which do not and why, sizes, advice."""
 
+import json
 import shutil
 
 import pytest
@@ -64,7 +65,14 @@ def test_a_table_that_may_be_there_is_told(make_plan, tmp_path, monkeypatch):
         tables = Tables(folder, {"logits": Shape(images, 81, width, "fp16")}, torch.device("cpu"))
         with tables.alone():
             tables.fill(lambda a, b: [torch.zeros((b - a) * 81, width)], lambda n: None, lambda: None)
-        assert ("one of this shape is there already" in lines(plan)[0]) is told
+        assert ("one like it is there already" in lines(plan)[0]) is told
+    assert lines(plan)[0].endswith("nothing is filled; if not, recipe.teacher_cache: off takes less")
+    facts = next(c for c in plan.cells if c.file.teachers).file.table_facts(0)
+    for other, told in (({}, True), ({"precision": "bf16"}, False), ({"weights": ["cell", "f"]}, False)):
+        (folder / "about.json").write_text(json.dumps(facts | other))
+        assert ("is there already" in lines(plan)[0]) is told
+        assert lines(plan)[0].endswith("recipe.teacher_cache: off takes less")
+    (folder / "about.json").unlink()
     (folder / "logits.json").write_text("{")
     assert "there already" not in lines(plan)[0]
 
