@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Keys of an identity that differ between versions of the code, not between things that are compared.
 _VERSIONS = ("version", "protocol")
+#: Fewest seeds whose speeds have an interval.
+MIN_SEEDS = 3
 #: What cells are called: they are paired by these; the seed is the last.
 _LABELS = ("task", "dataset", "pair", "role", "variant", "recipe", "seed")
 #: What is told of the environments where it differs.
@@ -180,9 +184,10 @@ def _speed_name(row: SpeedRow) -> str:
 
 def _ratio_of_rows(pairs: list[tuple[SpeedRow, SpeedRow]]) -> Difference:
     if len(pairs) > 1:
-        return paired_ratio(
+        ratio = paired_ratio(
             [a.images_per_s or 1.0 for a, _ in pairs], [b.images_per_s or 1.0 for _, b in pairs]
         )
+        return _steadied(ratio, [(a.iqr_ratio, b.iqr_ratio) for a, b in pairs])
     a, b = pairs[0]
     speeds = [[1e3 * (r.batch_size or 1) / ms for ms in r.samples_ms or [r.step_ms or 1.0]] for r in (a, b)]
     # the rounds do not know what happened to the machine meanwhile; its drift is the least that it may have done
@@ -197,10 +202,31 @@ def _speeds(both: list[tuple[Record, Record]]) -> dict[str, Difference]:
         readers[f"infer b{size}"] = lambda r, size=size: s.images_per_s if (s := speed(r, size)) else None
     found = {}
     for name, read in readers.items():
-        values = [(x, y) for x, y in ((read(a), read(b)) for a, b in both) if x and y]
+        values = [(x, y, a, b) for a, b in both if (x := read(a)) and (y := read(b))]
         if values:
-            found[name] = paired_ratio([x for x, _ in values], [y for _, y in values])
+            size = name.removeprefix("infer b")
+            ratio = paired_ratio([x for x, *_ in values], [y for _, y, *_ in values])
+            found[name] = _steadied(ratio, [(_unsteady(a, size), _unsteady(b, size)) for *_, a, b in values])
     return found
+
+
+def _steadied(ratio: Difference, unsteady: Sequence[tuple[float | None, float | None]]) -> Difference:
+    """Return a ratio over seeds with what its cells know of the machine, `unsteady`: interquartile ranges.
+
+    Half of the range, the deviation of an ordinary round, is allowed for on either side. Of fewer than three
+    seeds the interval is left out.
+    """
+    if len(unsteady) < MIN_SEEDS:
+        return ratio.without_interval()
+    sides = (statistics.median(v or 0.0 for v in side) for side in zip(*unsteady, strict=True))
+    return ratio.widened(math.prod(1 + v / 2 for v in sides))
+
+
+def _unsteady(record: Record, size: str) -> float | None:
+    """Return ``iqr_ratio`` of inference at a batch size; of training, which has none, that at the cell's worst."""
+    at = record.throughput.get(record.primary or "", {})
+    chosen = [at[size]] if size in at else list(at.values())
+    return max((speed.iqr_ratio for speed in chosen), default=None)
 
 
 def _train_speed(record: Record) -> float | None:
