@@ -114,8 +114,7 @@ class Session:
         prepare(self._registry, self._options.sinks)
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
-        if self._shares.warning:
-            self._progress.note(f"warning: {self._shares.warning}")
+        self._tell(self._doubts(cells))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".lock")
@@ -251,13 +250,19 @@ class Session:
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""
-        lines = self._told(self._preview(), len(self.open_cells()))
-        graphs = sum(c.file.recipe.compile == "graph" for c in self.open_cells())
+        cells = self.open_cells()
+        lines = self._told(self._preview(), len(cells))
+        return lines + self._doubts(cells)
+
+    def _doubts(self, cells: Sequence[PlannedCell]) -> list[str]:
+        """Return warnings of what was asked for and does not go well with the machine."""
+        found = [self._shares.warning] if self._shares.warning else []
+        if self._options.slots_per_gpu is not None and not self._gpus:
+            found.append("--slots-per-gpu changes nothing: cells run on the CPU, where --workers counts")
+        graphs = sum(c.file.recipe.compile == "graph" for c in cells)
         if graphs and not self._gpus:
-            lines.append(
-                f"warning: {graphs} cell(s) have recipe.compile: graph, which needs a GPU, and here is none"
-            )
-        return lines
+            found.append(f"{graphs} cell(s) have recipe.compile: graph, which needs a GPU, and here is none")
+        return [f"warning: {text}" for text in found]
 
     def expected(self) -> str:
         """Return a line on how long the open cells will take."""

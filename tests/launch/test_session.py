@@ -177,6 +177,19 @@ def test_shares_of_the_machine_reach_the_cells(plan, session, capsys, monkeypatc
     assert "2 worker(s) with 4 thread(s) each are more than the 6 core(s)" in capsys.readouterr().err
 
 
+def test_what_does_not_go_with_the_machine_is_told_by_plan_and_run(session, capsys, monkeypatch):
+    monkeypatch.setattr("kdbench.launch.session.cores", lambda: 2)
+    made = session(workers=2, threads=2, slots_per_gpu=3)
+    warnings = [line for line in made.sharing() if line.startswith("warning: ")]
+    assert [line[:43] for line in warnings] == [
+        "warning: 2 worker(s) with 2 thread(s) each ",
+        "warning: --slots-per-gpu changes nothing: c",
+    ]
+    made.run()
+    assert [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")] == warnings
+    assert not [line for line in session(workers=2).sharing() if "warning" in line]
+
+
 def written(cell):
     return json.loads((cell.folder / "cell.json").read_text())
 
