@@ -288,3 +288,10 @@ def test_every_method_and_matrix_that_is_shipped_is_named():
 
     page = (ROOT / "docs/reference/matrix.md").read_text()
     assert [n for n in (*matrix_names(), *recipe_names()) if f"`{n}`" not in page] == []
+
+
+def test_every_file_of_benchmarks_is_in_the_table():
+    page = (ROOT / "docs/how-to/run-benchmarks.md").read_text()
+    folder = ROOT / "tests/benchmarks"
+    files = {p.name for p in (*folder.glob("test_bench_*.py"), *folder.glob("test_losses.py"))}
+    assert set(re.findall(r"^\| `(\w+\.py)` \|", page, flags=re.M)) == files

@@ -356,6 +356,7 @@ class CellTrainer:
             device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s + at.compile_s) / 3600,
             peak_memory_mb=None if self.sharing.several else peak_memory_mb(self.device),
             shared_s=at.shared_s or None,
+            gang=self.sharing.gang,
             compile_s=None if self.cell.recipe.compile == "none" else at.compile_s,
             fill_s=at.fill_s if self.cell.teacher_cache else None,
             cached_forwards=at.answered if self.cell.teacher_cache else None,

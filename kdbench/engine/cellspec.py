@@ -93,6 +93,20 @@ class CellFile(_Part):
     #: how `params` were found, where they were searched
     tuning: Tuning | None = None
 
+    def table_facts(self, k: int) -> dict[str, Any]:
+        """Return what a plan can know of the table of teacher `k`; tables that differ in it are not the same."""
+        teacher = self.teachers[k]
+        return {
+            "teacher": teacher.architecture.model_dump(mode="json"),
+            "weights": [teacher.source, teacher.sha256 or teacher.ref, teacher.mean, teacher.std],
+            "task": self.identity["task"],
+            "data": {
+                key: self.identity["dataset"].get(key) for key in ("name", "version", "revision", "args")
+            },
+            "precision": self.recipe.precision,
+            "deterministic": self.recipe.deterministic,
+        }
+
     @property
     def only_speed(self) -> bool:
         """Whether nothing is trained: the cell measures the untrained student."""

@@ -202,6 +202,9 @@ class Gang:
             self._open = self._ended(folder, e)
             return None
         self._live.append(member)
+        if len(self._live) > 1:
+            for one in self._live:
+                one.gang = max(one.gang or 0, len(self._live))
         return member
 
     def _turn(self, member: Member) -> None:

@@ -73,7 +73,7 @@ class Planner:
 
         `like` are cells of an earlier plan with the same networks, one for each: then none is built again.
         """
-        specs, precision = settle(cells, self._resolver, self._device)
+        specs, settled = settle(cells, self._resolver, self._device)
         self._check_names(specs)
         self._describe_datasets(specs)
         self._resolve_methods(specs)
@@ -93,7 +93,7 @@ class Planner:
         possible = [cell.spec for cell in planned if cell.status != "not_applicable"]
         doubts = dict.fromkeys(single_image(spec, self._infos[_dataset_key(spec)]) for spec in possible)
         told = [*warnings, *(text for text in doubts if text)]
-        return Plan(self._loaded, self._run, planned, told, [precision] if precision else []), asked
+        return Plan(self._loaded, self._run, planned, told, settled), asked
 
     def space(self, spec: CellSpec) -> dict[str, Any]:
         """Return the space that the method of a planned cell declares for its search."""

@@ -76,6 +76,7 @@ class Session:
         self._shares = Shares(1, None, 0)
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
+        self._gpus = 0
         self._noted: set[str] = set()
 
     def open_cells(self) -> list[PlannedCell]:
@@ -106,7 +107,9 @@ class Session:
         folder = self._plan.run.path
         cells = self.open_cells()
         done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
-        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
+        again = sum(c.status == "done" for c in cells)
+        finished = f"{again} of them done before" if again else f"{done} finished before"
+        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {finished}"
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
         # both take seconds and need nothing of each other, nor of the next lines; planning may have begun them
@@ -114,8 +117,7 @@ class Session:
         prepare(self._registry, self._options.sinks)
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
-        if self._shares.warning:
-            self._progress.note(f"warning: {self._shares.warning}")
+        self._tell(self._doubts(cells))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".lock")
@@ -129,10 +131,12 @@ class Session:
             self._write_matrix()
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
-            self._outlook.plan(jobs, self._shares.workers)
+            self._arrange(jobs, gpus, self._launcher())  # for the time that it will take
             self._mirrors.open(self._facts(), self._options.tracking_uri)
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
+            if self._outlook.forecast.knows:
+                self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
             with self._signals(), self._watched():
                 self._launch(jobs, gpus)
@@ -182,7 +186,7 @@ class Session:
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        cls = self._registry.get("launchers", self._options.launcher).load()
+        cls = self._launcher()
         total = len(jobs)
         jobs = self._arrange(jobs, gpus, cls)
         self._tell(self._told(jobs, total))
@@ -192,6 +196,9 @@ class Session:
             options["slots_per_gpu"] = self._slots_per_gpu
         launcher = cls(options)
         launcher.run(jobs, self._on_event, lambda: self._stops)
+
+    def _launcher(self) -> Any:
+        return self._registry.get("launchers", self._options.launcher).load()
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -204,7 +211,7 @@ class Session:
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
-        slots = self._slots_per_gpu
+        self._gpus, slots = gpus, self._slots_per_gpu
         self._shares = share_out(
             cores(),
             len(cells),
@@ -246,11 +253,26 @@ class Session:
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""
-        return self._told(self._preview(), len(self.open_cells()))
+        cells = self.open_cells()
+        lines = self._told(self._preview(), len(cells))
+        return lines + self._doubts(cells)
+
+    def _doubts(self, cells: Sequence[PlannedCell]) -> list[str]:
+        """Return warnings of what was asked for and does not go well with the machine."""
+        found = [self._shares.warning] if self._shares.warning else []
+        if self._options.slots_per_gpu is not None and not self._gpus:
+            found.append("--slots-per-gpu changes nothing: cells run on the CPU, where --workers counts")
+        graphs = sum(c.file.recipe.compile == "graph" for c in cells)
+        if graphs and not self._gpus:
+            found.append(f"{graphs} cell(s) have recipe.compile: graph, which needs a GPU, and here is none")
+        return [f"warning: {text}" for text in found]
 
     def expected(self) -> str:
         """Return a line on how long the open cells will take."""
         self._preview()
+        return self._expected()
+
+    def _expected(self) -> str:
         seconds = self._outlook.left()
         if seconds is None:
             return "expected time: unknown before the first cells"
@@ -266,8 +288,7 @@ class Session:
         self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, chosen) for c in cells]
-        cls = self._registry.get("launchers", self._options.launcher).load()
-        return self._arrange(jobs, gpus, cls)
+        return self._arrange(jobs, gpus, self._launcher())
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         cell = self._cells[event["cell_id"]]

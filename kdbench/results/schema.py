@@ -114,6 +114,8 @@ class Cost(_Model):
     peak_memory_mb: FiniteFloat | None = None
     #: part of the clocks that was spent once for several cells, by another of them
     shared_s: FiniteFloat | None = Field(default=None, ge=0)
+    #: most cells that trained in lockstep with it in its process, itself included; None: it trained alone
+    gang: int | None = Field(default=None, ge=2)
     #: seconds spent on filling tables of the teachers' outputs, which other cells read too
     fill_s: FiniteFloat | None = Field(default=None, ge=0)
     #: calls of teachers in training that a table answered, and those that were made; None without tables
