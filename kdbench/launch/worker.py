@@ -223,6 +223,7 @@ def serve(
                 stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
+    lock_bars()
     try:
         code = run(report, stop)
     except BaseException:
@@ -231,6 +232,18 @@ def serve(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def lock_bars() -> None:
+    """Let progress bars, which torch has while it compiles, lock threads and not processes.
+
+    A semaphore of processes would be left behind by :func:`os._exit`, and Python warns of it on the terminal once
+    the command is done. This process is the only one that writes to its log.
+    """
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
 
 
 def redirect(log: Path) -> None:
