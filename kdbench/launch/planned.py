@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.engine.cellspec import CellFile
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, RecordError
 from kdbench.matrix import CellSpec, LoadedMatrix
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
-from kdbench.results.store import RunFolder, read_record_dict
+from kdbench.results.store import RunFolder, check_seal, read_record_dict
 
 
 @dataclass
@@ -85,6 +85,9 @@ def look(cell: PlannedCell, registry: Registry) -> None:
     if path.exists():
         try:
             record = read_record_dict(path)
+            check_seal(record, path)
+            if record["cell_id"] != cell.id:
+                raise RecordError(f"{path}: cell_id is that of another cell")
         except KdbenchError as e:
             cell.reason = f"its record cannot be read and is set aside: {e}"
             return

@@ -13,10 +13,13 @@ from kdbench.results.store import validate_record
 def record_sha256(record: Mapping[str, Any]) -> str:
     """Return the sha256 (64 hexadecimal digits) of the record's canonical JSON, defaults filled in.
 
-    The key ``extra`` is left out: it holds values that depend on other cells and is not in ``result.json``.
+    The key ``extra`` is left out: it holds values that depend on other cells and is not in ``result.json``. So is
+    ``seal``, which is itself a digest.
     Raises RecordError for a record that is not valid.
     """
-    kept = {key: value for key, value in record.items() if key != "extra"}
-    full = validate_record(kept, f"record {str(record.get('cell_id'))[:12]}").model_dump(mode="json")
+    kept = {key: value for key, value in record.items() if key not in ("extra", "seal")}
+    full = validate_record(kept, f"record {str(record.get('cell_id'))[:12]}").model_dump(
+        mode="json", exclude={"seal"}
+    )
     text = json.dumps(full, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

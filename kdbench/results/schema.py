@@ -178,3 +178,5 @@ class Record(_Model):
     weights_sha256: str | None = None
     started_at: str
     finished_at: str
+    #: sha256 of the rest of the record as it was written; None: written before there were seals
+    seal: str | None = None

@@ -7,6 +7,7 @@ sees the old content or the new one and never a part.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ MAX_RECORD_BYTES = 4 * 1024 * 1024
 RESULT = "result.json"
 CURVES = "curves.jsonl"
 _CELL_ID = re.compile(r"[0-9a-f]{64}\Z")
+_TEMPORARY = re.compile(r"\A\..*\.[0-9a-f]{12}\.tmp\Z")
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
@@ -45,6 +47,14 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
             temp.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the temporary files of writers that were killed; nobody may be writing into the folder."""
+    folder = Path(folder)
+    for path in [*folder.glob(".*.tmp"), *folder.glob("route/.*.tmp")]:
+        if _TEMPORARY.search(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -92,7 +102,22 @@ def parse_record(data: bytes, where: str | Path) -> Record:
     except ValidationError as error:
         raise RecordError(f"{where}: {_first_problem(error)}") from error
     _refuse_infinite(record, where)
+    if record.seal is not None:
+        check_seal(json.loads(data), where)
     return record
+
+
+def seal_of(obj: Mapping[str, Any]) -> str:
+    """Return the sha256 of a record's canonical JSON, its ``seal`` left out."""
+    kept = {key: value for key, value in obj.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_seal(obj: Mapping[str, Any], where: str | Path) -> None:
+    """Raise RecordError for a record that was changed since it was written; one without a seal passes."""
+    seal = obj.get("seal")
+    if seal is not None and seal != seal_of(obj):
+        raise RecordError(f"{where}: seal: the record was changed after it was written")
 
 
 def validate_record(obj: Mapping[str, Any], where: str | Path) -> Record:
@@ -164,7 +189,7 @@ def read_record_dict(path: str | Path) -> dict[str, Any]:
 
 
 def write_record(folder: str | Path, record: Record, *, overwrite: bool = False) -> None:
-    """Write ``result.json`` into a cell's folder, which is made if needed.
+    """Write ``result.json`` into a cell's folder, which is made if needed, and seal it.
 
     Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, OSError.
     """
@@ -177,7 +202,8 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
         if finished:
             raise RecordError(f"{path}: holds a finished result; it is replaced only on request")
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(path, record.model_dump(mode="json"))
+    content = record.model_dump(mode="json")
+    atomic_write_json(path, {**content, "seal": seal_of(content)})
 
 
 def read_curves(folder: str | Path) -> list[dict[str, Any]]:
