@@ -50,6 +50,11 @@ class Case:
     expected: dict[str, Any]
 
     @property
+    def run(self) -> Path:
+        """The undisturbed run."""
+        return self.matrix.parent / "runs" / self.name
+
+    @property
     def name(self) -> str:
         return self.matrix.stem
 

@@ -38,11 +38,26 @@ import os
 import re
 import signal
 import sys
+import time
 
 NAMES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
 
 
+def hold(path):
+    """Wait for a file before the lock of a run folder is opened."""
+
+    def hook(event, arguments):
+        if event == "open" and re.search(r"runs/[^/]+/[.]lock$", str(arguments[0])):
+            open(path + ".held", "w").close()
+            while not os.path.exists(path):
+                time.sleep(0.01)
+
+    sys.addaudithook(hook)
+
+
 def arm():
+    if "KDBENCH_TEST_HOLD" in os.environ:
+        hold(os.environ["KDBENCH_TEST_HOLD"])
     path = os.environ.get("KDBENCH_TEST_MOMENTS")
     if path is None:
         return
@@ -206,7 +221,14 @@ class Saboteur(Method):
 IMPORT = """
 import os
 
-if "import" in os.environ.get("KDBENCH_TEST_ACTS", ""):
+acts = os.environ.get("KDBENCH_TEST_ACTS", "")
+if "import hang" in acts:
+    import time
+
+    open(os.environ["KDBENCH_TEST_BADGE"] + ".new", "w").write(str(os.getpid()))
+    os.rename(os.environ["KDBENCH_TEST_BADGE"] + ".new", os.environ["KDBENCH_TEST_BADGE"])
+    time.sleep(3600)
+if "import" in acts:
     raise ImportError("sabotage at import")
 
 from fault_code import Saboteur

@@ -97,7 +97,7 @@ def test_gang_cut_at_every_step(world: World, tmp_path: Path, storage: str) -> N
             ended[folder] = error
             return True
 
-        hooks = Cut((2 if EVERY else 9) * len(left))
+        hooks = Cut((2 if EVERY else 4) * len(left))
         Gang([folders[n] for n in left], world.registry, lambda folder, hooks=hooks: hooks, note).run()
         assert all(e is None or isinstance(e, Interrupted) for e in ended.values())
         cuts += sum(isinstance(e, Interrupted) for e in ended.values())
