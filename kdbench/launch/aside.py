@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
+from kdbench.errors import RecordError
 from kdbench.launch.planned import PlannedCell
+from kdbench.results.store import read_record_dict
 
 
 def put_aside(folder: Path) -> None:
@@ -21,8 +22,8 @@ def set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
     path = cell.folder / "result.json"
     if path.exists():
         done = False
-        with contextlib.suppress(ValueError):
-            done = json.loads(path.read_text()).get("status") == "done"
+        with contextlib.suppress(RecordError):
+            done = read_record_dict(path)["status"] == "done"
         if done and keep_done:
             return
         put_aside(cell.folder)

@@ -46,6 +46,8 @@ class PlannedCell:
     reason: str | None = None
     after: list[str] = field(default_factory=list)
     stale: bool = False
+    #: whether there is a record that cannot be read, or that is not as it was written
+    damaged: bool = False
     #: images that it trains on in an epoch, and multiply-accumulates of a training step for one of them
     images: int | None = None
     macs: float | None = None
@@ -89,6 +91,7 @@ def look(cell: PlannedCell, registry: Registry) -> None:
             if record["cell_id"] != cell.id:
                 raise RecordError(f"{path}: cell_id is that of another cell")
         except KdbenchError as e:
+            cell.damaged = True
             cell.reason = f"its record cannot be read and is set aside: {e}"
             return
         cell.status = record["status"]

@@ -183,7 +183,7 @@ class Session:
         job = self._job(cell, device, chosen)
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
-            set_aside(cell, keep_done=cell.status in OPEN)
+            set_aside(cell, keep_done=cell.status in OPEN and not cell.damaged)
         atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
         return job
 
