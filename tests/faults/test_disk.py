@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from commands import done_files, records, wait_until
-from conftest import EVERY
+from fault_cases import EVERY
 
 pytestmark = pytest.mark.e2e
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from commands import Started, alive, done_files, records, wait_until
-from conftest import METHODS
+from fault_cases import METHODS
 from matrices import DIGITS
 
 pytestmark = pytest.mark.e2e
@@ -122,16 +122,23 @@ def storm(cases: Any, kdbench: Any, check: Any, tmp_path: Path, request: Any) ->
     return begin
 
 
-@pytest.mark.parametrize("gang", ["off", "auto"])
+SLOW = pytest.mark.faults
+
+
+@pytest.mark.parametrize("gang", [pytest.param("off", marks=SLOW), "auto"])
 def test_kill_of_workers(storm: Any, gang: str) -> None:
     made, settle = storm("few", ["crd", "ab"], "--gang", gang)
     for _ in range(2):
         made.once(made.workers(signal.SIGKILL))
-    assert len(made.faults) >= 3
+    # a student is not begun while its teacher is not done
+    assert len(made.faults) >= 2
     settle()
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT", "twice", "both"])
+ENDS = ["SIGKILL", "SIGTERM", "SIGINT", "twice", "both"]
+
+
+@pytest.mark.parametrize("name", [n if n in ("twice", "both") else pytest.param(n, marks=SLOW) for n in ENDS])
 def test_end_of_the_parent(storm: Any, name: str) -> None:
     made, settle = storm("few", ["crd", "ab"])
     strike = {

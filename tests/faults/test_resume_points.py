@@ -8,7 +8,7 @@ from typing import Any
 
 import ledger
 import pytest
-from conftest import EVERY
+from fault_cases import EVERY
 from gang_world import World, importable, install, outcome
 
 from kdbench.engine.cell import CellTrainer, Hooks

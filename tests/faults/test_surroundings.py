@@ -69,6 +69,7 @@ def test_another_run_between_plan_and_lock(case: Any, check: Any, kdbench: Any, 
     check(case, run, before, [{"fault": "two parents", "moment": "one between plan and lock"}])
 
 
+@pytest.mark.faults
 def test_many_parents_at_once(case: Any, check: Any, kdbench: Any, tmp_path: Path) -> None:
     """One does the work; the others say that it does and leave, or find nothing to do."""
     run = tmp_path / "runs" / case.name
@@ -186,6 +187,7 @@ def test_tracking_server_killed_and_back(case: Any, check: Any, kdbench: Any, tm
         server.wait()
 
 
+@pytest.mark.faults
 def test_moved_run_folder(case: Any, check: Any, kdbench: Any, tmp_path: Path) -> None:
     run, elsewhere = tmp_path / "runs" / case.name, tmp_path / "another disk" / "results"
     started = kdbench.start(case.matrix, env=case.env)

@@ -55,9 +55,39 @@ def test_lone_surrogate_survives(tmp_path):
 def test_record_round_trip(tmp_path):
     record = Record.model_validate(make_record())
     store.write_record(tmp_path / "cell", record)
-    assert store.read_record(tmp_path / "cell" / "result.json") == record
+    found = store.read_record(tmp_path / "cell" / "result.json")
+    assert found == record.model_copy(update={"seal": found.seal})
     light = store.read_record_dict(tmp_path / "cell" / "result.json")
-    assert light == record.model_dump(mode="json")
+    assert light == found.model_dump(mode="json")
+    assert found.seal == store.seal_of(record.model_dump(mode="json"))
+
+
+def test_a_record_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / "result.json"
+    store.write_record(tmp_path, Record.model_validate(make_record(top1=72.0)))
+    written = json.loads(path.read_text())
+    # other spaces and another order are the same record
+    path.write_text(json.dumps(dict(reversed(written.items()))))
+    assert store.read_record(path).seal == written["seal"]
+    path.write_text(json.dumps({**written, "warnings": ["none"]}))
+    with pytest.raises(RecordError, match="seal: the record was changed after it was written"):
+        store.read_record(path)
+    # records of before there were seals
+    path.write_text(json.dumps({k: v for k, v in written.items() if k != "seal"}))
+    assert store.read_record(path).seal is None
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    (tmp_path / "route").mkdir()
+    stays = [tmp_path / n for n in ("result.json", ".lock", ".notes.tmp", "route/epoch-0001.safetensors")]
+    goes = [
+        tmp_path / n
+        for n in (".result.json.0123456789ab.tmp", "route/.epoch-0001.safetensors.ffffffffffff.tmp")
+    ]
+    for path in stays + goes:
+        path.touch()
+    store.remove_unfinished(tmp_path)
+    assert [p for p in stays + goes if p.exists()] == stays
 
 
 def test_finished_result_is_not_overwritten_unless_asked(tmp_path):
@@ -66,9 +96,9 @@ def test_finished_result_is_not_overwritten_unless_asked(tmp_path):
     store.write_record(tmp_path, done)
     with pytest.raises(RecordError, match="finished result"):
         store.write_record(tmp_path, better)
-    assert store.read_record(tmp_path / "result.json") == done
+    assert store.read_record(tmp_path / "result.json").deployables == done.deployables
     store.write_record(tmp_path, better, overwrite=True)
-    assert store.read_record(tmp_path / "result.json") == better
+    assert store.read_record(tmp_path / "result.json").deployables == better.deployables
 
 
 @pytest.mark.parametrize("content", ["{", json.dumps(make_record(status="oom"))])
