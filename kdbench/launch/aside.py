@@ -7,14 +7,12 @@ from pathlib import Path
 
 from kdbench.errors import RecordError
 from kdbench.launch.planned import PlannedCell
-from kdbench.results.store import read_record_dict
+from kdbench.results.store import put_record_aside, read_record_dict
 
 
 def put_aside(folder: Path) -> None:
     """Move the cell's record to ``previous/``."""
-    previous = folder / "previous"
-    previous.mkdir(exist_ok=True)
-    (folder / "result.json").rename(previous / f"result-{len(list(previous.iterdir())) + 1}.json")
+    put_record_aside(folder)
 
 
 def set_aside(cell: PlannedCell, *, keep_done: bool) -> None:

@@ -15,7 +15,8 @@ from kdbench.errors import KdbenchError, RecordError
 from kdbench.matrix import CellSpec, LoadedMatrix
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
-from kdbench.results.store import RunFolder, check_seal, read_record_dict
+from kdbench.results.seal import check_seal
+from kdbench.results.store import RunFolder, read_record_dict
 
 
 @dataclass

@@ -7,7 +7,6 @@ sees the old content or the new one and never a part.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
+from kdbench.results.seal import check_seal, seal_of
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Record
@@ -107,19 +107,6 @@ def parse_record(data: bytes, where: str | Path) -> Record:
     return record
 
 
-def seal_of(obj: Mapping[str, Any]) -> str:
-    """Return the sha256 of a record's canonical JSON, its ``seal`` left out."""
-    kept = {key: value for key, value in obj.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def check_seal(obj: Mapping[str, Any], where: str | Path) -> None:
-    """Raise RecordError for a record that was changed since it was written; one without a seal passes."""
-    seal = obj.get("seal")
-    if seal is not None and seal != seal_of(obj):
-        raise RecordError(f"{where}: seal: the record was changed after it was written")
-
-
 def validate_record(obj: Mapping[str, Any], where: str | Path) -> Record:
     """Validate a record given as a mapping, see :func:`parse_record`."""
     from pydantic import ValidationError
@@ -204,6 +191,16 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = record.model_dump(mode="json")
     atomic_write_json(path, {**content, "seal": seal_of(content)})
+
+
+def put_record_aside(folder: Path) -> None:
+    """Move a cell's record to ``previous/result-<n>.json``, under a number that is not taken."""
+    previous = folder / "previous"
+    previous.mkdir(exist_ok=True)
+    number = len(list(previous.iterdir())) + 1
+    while (previous / f"result-{number}.json").exists():
+        number += 1
+    (folder / RESULT).rename(previous / f"result-{number}.json")
 
 
 def read_curves(folder: str | Path) -> list[dict[str, Any]]:

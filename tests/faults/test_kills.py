@@ -77,7 +77,7 @@ class Storm:
             while started.process.poll() is None:
                 new = [pid for pid in started.workers() if pid not in struck]
                 if not new:
-                    self._none.wait(0.01)
+                    self._none.wait(0.03)
                     continue
                 after_s = self.dice.uniform(0, LIFE_S)
                 self._none.wait(after_s)

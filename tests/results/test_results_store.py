@@ -7,6 +7,7 @@ from factories import make_record, write_run
 from kdbench.errors import RecordError
 from kdbench.results import store
 from kdbench.results.schema import Record
+from kdbench.results.seal import seal_of
 
 
 def _names(folder):
@@ -59,7 +60,7 @@ def test_record_round_trip(tmp_path):
     assert found == record.model_copy(update={"seal": found.seal})
     light = store.read_record_dict(tmp_path / "cell" / "result.json")
     assert light == found.model_dump(mode="json")
-    assert found.seal == store.seal_of(record.model_dump(mode="json"))
+    assert found.seal == seal_of(record.model_dump(mode="json"))
 
 
 def test_a_record_that_was_changed_is_refused(tmp_path):
@@ -75,6 +76,15 @@ def test_a_record_that_was_changed_is_refused(tmp_path):
     # records of before there were seals
     path.write_text(json.dumps({k: v for k, v in written.items() if k != "seal"}))
     assert store.read_record(path).seal is None
+
+
+def test_records_put_aside_never_replace_each_other(tmp_path):
+    for text in "abc":
+        (tmp_path / "result.json").write_text(text)
+        store.put_record_aside(tmp_path)
+        if text == "b":  # by hand, so that a count is not the next number
+            (tmp_path / "previous" / "result-1.json").unlink()
+    assert sorted(p.read_text() for p in (tmp_path / "previous").iterdir()) == ["b", "c"]
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path):
