@@ -270,11 +270,17 @@ def _kind(names: Labels) -> str:
 
 def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     """Build the run's board and print its table, the failures and where everything is."""
+    from kdbench.errors import KdbenchError
     from kdbench.leaderboard import build_board
 
     # failures of cells that the matrix no longer has (a mended image folder is another revision) are history
     known = {c.id for c in plan.cells}
-    records = [r for _, r in plan.run.records() if r["status"] == "done" or r["cell_id"] in known]
+
+    def leave_out(error: KdbenchError) -> None:
+        click.echo(f"warning: {error}; it is left out of the board", err=True)
+
+    found = (r for _, r in plan.run.records(on_error=leave_out))
+    records = [r for r in found if r["status"] == "done" or r["cell_id"] in known]
     board = plan.run.path / "board"
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
     description = plan.matrix.matrix.description

@@ -35,7 +35,7 @@ from kdbench.protocol.method import Method
 from kdbench.registry import Registry, code_digest
 from kdbench.results.confusion import MAX_CLASSES, write_confusion
 from kdbench.results.schema import Cost, Deployable, Plugin, Record, TeacherRef
-from kdbench.results.store import atomic_write_bytes, read_record_dict, write_record
+from kdbench.results.store import atomic_write_bytes, put_record_aside, read_record_dict, write_record
 
 
 class Hooks:
@@ -310,9 +310,7 @@ class CellTrainer:
             if before["weights_sha256"] == record.weights_sha256:
                 atomic_write_bytes(model, weights)
                 return
-            previous = self.folder / "previous"
-            previous.mkdir(exist_ok=True)
-            path.rename(previous / f"result-{len(list(previous.iterdir())) + 1}.json")
+            put_record_aside(self.folder)
         atomic_write_bytes(model, weights)
         write_record(self.folder, record)
 

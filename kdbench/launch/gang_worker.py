@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kdbench.launch.log import flush, redirect
 from kdbench.launch.worker import (
     DONE,
     FAILED,
@@ -17,8 +18,8 @@ from kdbench.launch.worker import (
     NO_SPACE,
     WorkerHooks,
     conclude,
+    keep_reserve,
     out_of_memory,
-    redirect,
     serve,
 )
 
@@ -28,10 +29,12 @@ BROKEN = 4
 Report = Callable[[Mapping[str, Any]], None]
 
 
-def gang_child(folders: Sequence[str], connection: Any, environment: Mapping[str, str]) -> None:
+def gang_child(
+    folders: Sequence[str], connection: Any, environment: Mapping[str, str], life: Any = None
+) -> None:
     """Entry of a worker process for several cells; each prints to its own log."""
-    where = [Path(f) for f in folders]
-    serve(where[0], connection, environment, lambda report, stop: run_gang(where, report, stop))
+    where = [Path(f).absolute() for f in folders]  # a method may leave for another folder
+    serve(where[0], connection, environment, lambda report, stop: run_gang(where, report, stop), life)
 
 
 def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> int:
@@ -46,6 +49,7 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
     from kdbench.engine.gang import Gang
     from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
+    from kdbench.results.store import remove_unfinished
 
     started = now()
     cells = {folder: read_cell(folder) for folder in folders}
@@ -60,6 +64,7 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
     def hooks(folder: Path) -> _GangHooks:
         locks[folder] = FileLock(folder / ".lock")
         locks[folder].exclusive()
+        remove_unfinished(folder)
         report({"event": "started", "cell_id": cells[folder].cell_id, "pid": os.getpid()})
         return _GangHooks(folder, cells[folder].cell_id, report, stop, turnstile)
 
@@ -82,8 +87,8 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
         if error is not None:
             assert isinstance(error, Exception)
             code = conclude(folder, cells[folder], registry, error, started, report)
-        sys.stdout.flush()
-        sys.stderr.flush()
+            keep_reserve()
+        flush()
         codes.append(code)
         unlock(folder)
         report({"event": "ended", "cell_id": cell_id, "code": code})
@@ -92,6 +97,7 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
             return False
         return code != NO_SPACE
 
+    keep_reserve()
     gang = Gang(folders, registry, hooks, ended)
     try:
         for folder in gang.run():

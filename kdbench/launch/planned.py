@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.engine.cellspec import CellFile
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, RecordError
 from kdbench.matrix import CellSpec, LoadedMatrix
 from kdbench.matrix.tune import DEFAULT
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
+from kdbench.results.content import refuse_edited
 from kdbench.results.store import RunFolder, read_record_dict
 
 
@@ -47,6 +48,8 @@ class PlannedCell:
     reason: str | None = None
     after: list[str] = field(default_factory=list)
     stale: bool = False
+    #: whether there is a record that cannot be read, or that is not as it was written
+    damaged: bool = False
     #: images that it trains on in an epoch, and multiply-accumulates of a training step for one of them
     images: int | None = None
     macs: float | None = None
@@ -93,7 +96,11 @@ def look(cell: PlannedCell, registry: Registry) -> None:
     if path.exists():
         try:
             record = read_record_dict(path)
+            refuse_edited(record, path)
+            if record["cell_id"] != cell.id:
+                raise RecordError(f"{path}: cell_id is that of another cell")
         except KdbenchError as e:
+            cell.damaged = True
             cell.reason = f"its record cannot be read and is set aside: {e}"
             return
         cell.status = record["status"]

@@ -23,6 +23,7 @@ from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
+from kdbench.launch.planned import look
 from kdbench.launch.progress import CUT, Progress, clock_text
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
@@ -33,7 +34,7 @@ from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
 from kdbench.results.speed_row import fastest
-from kdbench.results.store import atomic_write_json, read_record_dict, write_record
+from kdbench.results.store import atomic_write_json, read_record_dict, remove_unfinished, write_record
 
 #: Statuses that ``--rerun failed`` takes up again.
 FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
@@ -126,6 +127,9 @@ class Session:
         if not lock.try_exclusive():
             raise KdbenchError(f"{folder}: another kdbench is running this matrix")
         try:
+            for there in (folder, folder / "board"):
+                remove_unfinished(there)
+            cells = self._still_open(cells)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
             self._write_matrix()
@@ -144,10 +148,21 @@ class Session:
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
             self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
             self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
+        except BaseException:
+            self._mirrors.close("failed")
+            raise
         finally:
             self._progress.stop()
             lock.close()
         return self._stops > 0
+
+    def _still_open(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+        """Return the cells without those that another run finished between the plan and the lock."""
+        again = [c for c in cells if c.status not in OPEN]
+        for cell in cells:
+            if cell.status in OPEN:
+                look(cell, self._registry)
+        return [c for c in cells if c.status in OPEN or c in again]
 
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
@@ -169,7 +184,7 @@ class Session:
         job = self._job(cell, device, chosen)
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
-            set_aside(cell, keep_done=cell.status in OPEN)
+            set_aside(cell, keep_done=cell.status in OPEN and not cell.damaged)
         atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
         return job
 

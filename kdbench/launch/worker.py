@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import sys
@@ -13,12 +14,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.launch.life import kill_group, tie
+from kdbench.launch.log import bound, flush, keep_bounded, redirect
+
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
     from kdbench.registry import Registry
 
 #: Exit codes of a worker process.
 DONE, FAILED, NO_SPACE, INTERRUPTED = 0, 1, 3, 130
+
+#: A disk or a quota that is full, a limit on the size of files, a disk that became read-only.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+#: Memory that is let go of when there is no more, so that a record can be written.
+_reserve: list[bytes] = []
+_RESERVE_BYTES = 8 << 20
+#: What torch says when the host has no more.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory")
 
 
 def run_folder(
@@ -34,14 +47,17 @@ def run_folder(
     from kdbench.engine.trial import trainer_of
     from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
+    from kdbench.results.store import remove_unfinished
 
     lock = FileLock(folder / ".lock")
     lock.exclusive()  # a worker of a killed parent may still be on its way out
+    remove_unfinished(folder)
     started = now()
     cell = read_cell(folder)
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
     report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
+    keep_reserve()
     registry = None
     hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop)
     try:
@@ -54,6 +70,11 @@ def run_folder(
         hooks.close()
         lock.close()
     return DONE
+
+
+def keep_reserve() -> None:
+    """Put memory aside for :func:`conclude`."""
+    _reserve[:] = [bytes(_RESERVE_BYTES)]
 
 
 def what_happened(e: BaseException) -> str:
@@ -77,14 +98,15 @@ def conclude(
     report: Callable[[Mapping[str, Any]], None],
 ) -> int:
     """Write the record of a cell that ended with `error`. Returns its exit code."""
+    _reserve.clear()  # first of all: even an import takes memory
     from kdbench.engine.loop import Diverged, Interrupted
     from kdbench.launch.failure import write_failure
     from kdbench.protocol.types import NotApplicable
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        message = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        message = f"{error.filename or folder}: {error.strerror}"
         report({"event": "no_space", "cell_id": cell.cell_id, "message": message})
         return NO_SPACE
     status: Any = "failed"
@@ -98,8 +120,11 @@ def conclude(
     # what is told in one line has no place in code to look at, unless something refused what was not finite
     told = status == "not_applicable" or (status == "diverged" and error.__cause__ is None)
     trace = "".join(traceback.format_exception(error))
+    if status == "oom":
+        _let_go(error)
     # to the cell's log, where people look first
-    print(f"{status}: {text}" if told else trace, file=sys.stderr)
+    with contextlib.suppress(Exception):
+        print(f"{status}: {text}" if told else trace, file=sys.stderr)
     write_failure(
         folder,
         status,
@@ -118,7 +143,18 @@ def out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold; nobody reads them any more."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def _circumstances(cell: CellFile, registry: Registry | None) -> dict[str, Any]:
@@ -165,6 +201,7 @@ class WorkerHooks:
     def epoch(self, row: dict[str, Any]) -> None:
         from kdbench.measure.gpu import gpu_state
 
+        bound()
         told = {"event": "epoch", "cell_id": self._cell_id, "row": row}
         self._report(told if (gpu := gpu_state(self._device)) is None else {**told, "gpu": gpu})
 
@@ -185,10 +222,10 @@ class WorkerHooks:
         return self._turnstile.alone()
 
 
-def child(folder: str, connection: Any, environment: Mapping[str, str]) -> None:
+def child(folder: str, connection: Any, environment: Mapping[str, str], life: Any = None) -> None:
     """Entry of a worker process: own session, output to the cell's log, ends when its parent does."""
-    where = Path(folder)
-    serve(where, connection, environment, lambda report, stop: run_folder(where, report, stop))
+    where = Path(folder).absolute()  # a method may leave for another folder
+    serve(where, connection, environment, lambda report, stop: run_folder(where, report, stop), life)
 
 
 def serve(
@@ -196,14 +233,19 @@ def serve(
     connection: Any,
     environment: Mapping[str, str],
     run: Callable[[Callable[[Mapping[str, Any]], None], threading.Event], int],
+    life: Any = None,
 ) -> None:
     """Be a worker: send what `run` reports, tell it to stop, and end this process with its exit code.
 
-    Output goes to ``log.txt`` in the folder `log`.
+    Output goes to ``log.txt`` in the folder `log`. The process and what it started end when the other end of
+    `life` is closed.
     """
     os.setsid()
+    if life is not None:
+        tie(life)
     os.environ.update(environment)
     redirect(log / "log.txt")
+    keep_bounded()
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -218,7 +260,8 @@ def serve(
             try:
                 word = connection.recv()
             except (EOFError, OSError):
-                os._exit(FAILED)  # the parent is gone: what is on disk is whole, and nobody wants the rest
+                # the parent is gone: what is on disk is whole, and nobody wants the rest
+                kill_group(os.getpid())
             if word == "stop":
                 stop.set()
 
@@ -227,10 +270,11 @@ def serve(
     try:
         code = run(report, stop)
     except BaseException:
-        traceback.print_exc()
+        with contextlib.suppress(Exception):
+            traceback.print_exc()
         code = FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
+    bound()
     os._exit(code)
 
 
@@ -244,14 +288,3 @@ def lock_bars() -> None:
         from tqdm import tqdm
 
         tqdm.set_lock(threading.RLock())
-
-
-def redirect(log: Path) -> None:
-    """Append what this process prints, and what libraries print, to a file."""
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)

@@ -26,6 +26,7 @@ MAX_RECORD_BYTES = 4 * 1024 * 1024
 RESULT = "result.json"
 CURVES = "curves.jsonl"
 _CELL_ID = re.compile(r"[0-9a-f]{64}\Z")
+_TEMPORARY = re.compile(r"\A\..*\.[0-9a-f]{12}\.tmp\Z")
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
@@ -46,6 +47,14 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
             temp.unlink()
         raise
     _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the temporary files of writers that were killed; nobody may be writing into the folder."""
+    folder = Path(folder)
+    for path in [*folder.glob(".*.tmp"), *folder.glob("route/.*.tmp")]:
+        if _TEMPORARY.search(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -188,6 +197,16 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
     content = record.model_dump(mode="json")
     content[KEY] = record.content_sha256 = content_sha256(content)
     atomic_write_json(path, content)
+
+
+def put_record_aside(folder: Path) -> None:
+    """Move a cell's record to ``previous/result-<n>.json``, under a number that is not taken."""
+    previous = folder / "previous"
+    previous.mkdir(exist_ok=True)
+    number = len(list(previous.iterdir())) + 1
+    while (previous / f"result-{number}.json").exists():
+        number += 1
+    (folder / RESULT).rename(previous / f"result-{number}.json")
 
 
 def read_curves(folder: str | Path) -> list[dict[str, Any]]:
