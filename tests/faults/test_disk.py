@@ -159,6 +159,7 @@ def test_damaged_records(cases: Any, check: Any, kdbench: Any, tmp_path: Path) -
     check(case, run, before, faults)
 
 
+@pytest.mark.faults
 def test_damaged_checkpoints(cases: Any, check: Any, kdbench: Any, tmp_path: Path) -> None:
     """A checkpoint that is not as it was written costs the epochs that it held."""
     case = cases.get("few", methods=METHODS)
