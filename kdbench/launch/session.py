@@ -6,12 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError, RecordError
-from kdbench.hooks import Job
+from kdbench.hooks import Job, Place
 from kdbench.launch.aside import set_aside
 from kdbench.launch.failure import failure_record, write_failure
 from kdbench.launch.forecast import Forecast
@@ -77,6 +77,24 @@ class Session:
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
         self._noted: set[str] = set()
+        self._launcher = registry.get("launchers", options.launcher).load()
+        self._place = self._find_place()
+
+    def _find_place(self) -> Place | None:
+        """Return where cells run, unless it is this machine. Raises KdbenchError for options not understood."""
+        for name in self._plan.matrix.matrix.launcher_options:
+            self._registry.get("launchers", name)
+        place = getattr(self._launcher, "place", None)
+        return None if place is None else place(self._launcher_options(), self._options.device)
+
+    def _launcher_options(self) -> dict[str, Any]:
+        settings = self._plan.matrix.matrix.launcher_options.get(self._options.launcher, {})
+        methods = {c.file.method for c in self._plan.cells}
+        return {"settings": settings, "methods": methods, "run": self._plan.run.path}
+
+    def idle(self) -> bool:
+        """Return whether there is nothing to run and nothing to hear of."""
+        return not self.open_cells() and not (self._place is not None and self._place.news)
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
@@ -110,7 +128,8 @@ class Session:
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
         # both take seconds and need nothing of each other, nor of the next lines; planning may have begun them
-        warm_up()
+        if self._place is None:
+            warm_up()
         prepare(self._registry, self._options.sinks)
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
@@ -148,6 +167,8 @@ class Session:
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
             return self._answer
+        if self._place is not None:
+            return self._place.device, 0
         question = {
             "ask": "device",
             "device": self._options.device,
@@ -178,20 +199,19 @@ class Session:
             label=cell.label,
             after=tuple(a for a in cell.after if a in chosen or self._cells[a].status != "done"),
             timeout_s=cell.spec.timeout_s,
+            method=cell.file.method,
             cost=self._outlook.forecast.cost(cell.id),
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        cls = self._registry.get("launchers", self._options.launcher).load()
         total = len(jobs)
-        jobs = self._arrange(jobs, gpus, cls)
+        jobs = self._arrange(jobs, gpus, self._launcher)
         self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
-        options: dict[str, Any] = {"workers": workers, "gpus": gpus, "cost": self._outlook.cost}
+        options = {**self._launcher_options(), "workers": workers, "gpus": gpus, "cost": self._outlook.cost}
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
-        launcher = cls(options)
-        launcher.run(jobs, self._on_event, lambda: self._stops)
+        self._launcher(options).run(jobs, self._on_event, lambda: self._stops)
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -204,6 +224,13 @@ class Session:
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
+        if self._place is not None:
+            # each cell has its own machine, as far as anybody here knows
+            on_gpu = int(self._place.device != "cpu")
+            own = share_out(self._place.cores, 1, workers=1, threads=self._options.threads, gpus=on_gpu)
+            self._shares = replace(own, workers=self._options.workers or max(1, len(cells)))
+            self._outlook = Outlook(forecast_of(self._plan, device))
+            return
         slots = self._slots_per_gpu
         self._shares = share_out(
             cores(),
@@ -260,20 +287,24 @@ class Session:
         """Return the jobs that would be launched; nothing is written."""
         cells = self.open_cells()
         device, gpus = "cpu", 0
-        if self._options.device != "cpu" and _has_gpu_driver():
+        if self._place is not None or (self._options.device != "cpu" and _has_gpu_driver()):
             with suppress(KdbenchError):  # a plan may be made for another machine than this one
                 device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, chosen) for c in cells]
-        cls = self._registry.get("launchers", self._options.launcher).load()
-        return self._arrange(jobs, gpus, cls)
+        return self._arrange(jobs, gpus, self._launcher)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
-        cell = self._cells[event["cell_id"]]
         kind = event["event"]
+        if kind == "note":
+            self._progress.note(event["message"])
+            return
+        if kind == "found" and event["cell_id"] not in self._cells:
+            return  # of cells that the matrix has no more
+        cell = self._cells[event["cell_id"]]
         facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
-        if kind not in ("finished", "died"):
+        if kind not in ("finished", "died", "found"):
             self._outlook.see(event)
         if kind == "started":
             self._progress.cell_started(cell)
@@ -286,6 +317,10 @@ class Session:
         elif kind == "interrupted":
             cell.status = "interrupted"
             self._progress.cell_ended(cell, CUT, "saved; the same command resumes it")
+        elif kind == "found":
+            record = read_record_dict(cell.folder / "result.json")
+            self._mirrors.write(record, cell.folder)
+            self._fire("kdbench_cell_finished", cell=facts, record=record)
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:
@@ -353,7 +388,7 @@ class Session:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Sample the machine meanwhile, for the sinks."""
-        if not self._options.system_metrics:
+        if not self._options.system_metrics or self._place is not None:
             yield
             return
         sampler = SystemSampler(self._plan.run.path)
@@ -369,6 +404,8 @@ class Session:
         def ask(number: int, frame: Any) -> None:
             self._stops += 1
             text = "stopping: running cells save their state (once more to kill them)"
+            if self._place is not None and self._place.leaving:
+                text = self._place.leaving
             self._progress.note(text if self._stops == 1 else "killing the workers")
 
         old: dict[int, Callable[..., Any] | int | None] = {}
