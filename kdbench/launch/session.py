@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from kdbench.errors import KdbenchError, RecordError
-from kdbench.hooks import Job, Place
+from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
+from kdbench.launch.elsewhere import known_options, place_of, shares_at
 from kdbench.launch.failure import failure_record, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
@@ -23,16 +22,16 @@ from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
-from kdbench.launch.progress import CUT, Progress, clock_text
+from kdbench.launch.progress import CUT, Progress, clock_text, outcome
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
-from kdbench.launch.system import SystemSampler
+from kdbench.launch.signals import asked_to_stop
+from kdbench.launch.system import SystemSampler, has_gpu_driver
 from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
-from kdbench.results.speed_row import fastest
 from kdbench.results.store import atomic_write_json, read_record_dict, write_record
 
 #: Statuses that ``--rerun failed`` takes up again.
@@ -78,19 +77,8 @@ class Session:
         self._answer: tuple[str, int] | None = None
         self._noted: set[str] = set()
         self._launcher = registry.get("launchers", options.launcher).load()
-        self._place = self._find_place()
-
-    def _find_place(self) -> Place | None:
-        """Return where cells run, unless it is this machine. Raises KdbenchError for options not understood."""
-        for name in self._plan.matrix.matrix.launcher_options:
-            self._registry.get("launchers", name)
-        place = getattr(self._launcher, "place", None)
-        return None if place is None else place(self._launcher_options(), self._options.device)
-
-    def _launcher_options(self) -> dict[str, Any]:
-        settings = self._plan.matrix.matrix.launcher_options.get(self._options.launcher, {})
-        methods = {c.file.method for c in self._plan.cells}
-        return {"settings": settings, "methods": methods, "run": self._plan.run.path}
+        self._told_launcher = known_options(registry, plan, options.launcher)
+        self._place = place_of(self._launcher, self._told_launcher, options.device)
 
     def idle(self) -> bool:
         """Return whether there is nothing to run and nothing to hear of."""
@@ -153,7 +141,7 @@ class Session:
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
             self._progress.start(len(cells), done, self._outlook.left)
-            with self._signals(), self._watched():
+            with asked_to_stop(self._stop), self._watched():
                 self._launch(jobs, gpus)
             self._annotate()
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
@@ -208,7 +196,7 @@ class Session:
         jobs = self._arrange(jobs, gpus, self._launcher)
         self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
-        options = {**self._launcher_options(), "workers": workers, "gpus": gpus, "cost": self._outlook.cost}
+        options = {**self._told_launcher, "workers": workers, "gpus": gpus, "cost": self._outlook.cost}
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
         self._launcher(options).run(jobs, self._on_event, lambda: self._stops)
@@ -225,10 +213,8 @@ class Session:
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
         if self._place is not None:
-            # each cell has its own machine, as far as anybody here knows
-            on_gpu = int(self._place.device != "cpu")
-            own = share_out(self._place.cores, 1, workers=1, threads=self._options.threads, gpus=on_gpu)
-            self._shares = replace(own, workers=self._options.workers or max(1, len(cells)))
+            asked = self._options
+            self._shares = shares_at(self._place, len(cells), asked.workers, asked.threads)
             self._outlook = Outlook(forecast_of(self._plan, device))
             return
         slots = self._slots_per_gpu
@@ -287,7 +273,7 @@ class Session:
         """Return the jobs that would be launched; nothing is written."""
         cells = self.open_cells()
         device, gpus = "cpu", 0
-        if self._place is not None or (self._options.device != "cpu" and _has_gpu_driver()):
+        if self._place is not None or (self._options.device != "cpu" and has_gpu_driver()):
             with suppress(KdbenchError):  # a plan may be made for another machine than this one
                 device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
@@ -334,7 +320,7 @@ class Session:
             cell.status = record["status"]
             cell.reason = (record.get("error") or {}).get("message")
             self._outlook.see(event, record)
-            self._progress.cell_ended(cell, cell.status, _outcome(record))
+            self._progress.cell_ended(cell, cell.status, outcome(record))
             self._mirrors.write(record, cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
 
@@ -399,36 +385,13 @@ class Session:
             sampler.close()
         self._mirrors.observe(sampler.samples)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def ask(number: int, frame: Any) -> None:
-            self._stops += 1
+    def _stop(self) -> None:
+        """Note that the user wants to leave, and say what that means."""
+        self._stops += 1
+        if self._place is not None and self._place.leaving:
+            text = self._place.leaving
+        elif self._stops == 1:
             text = "stopping: running cells save their state (once more to kill them)"
-            if self._place is not None and self._place.leaving:
-                text = self._place.leaving
-            self._progress.note(text if self._stops == 1 else "killing the workers")
-
-        old: dict[int, Callable[..., Any] | int | None] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-
-def _has_gpu_driver() -> bool:
-    """Return whether it is worth a process with torch, which takes seconds, to ask for GPUs."""
-    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
-
-
-def _outcome(record: Mapping[str, Any]) -> str:
-    if record["status"] != "done":
-        return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
-    if record.get("speeds"):
-        return fastest(record["speeds"])
-    if (seen := record.get("validation")) is not None:
-        return f"validation {seen['metric']} {seen['last']:.2f}, best {seen['best']:.2f}"
-    last = record["deployables"][record["primary"]]["last"]
-    return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")
+        else:
+            text = "killing the workers"
+        self._progress.note(text)
