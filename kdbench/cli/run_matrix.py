@@ -170,7 +170,7 @@ def run_matrix(
             "--rerun changed runs them again",
             err=True,
         )
-    if not session.open_cells():
+    if session.idle():
         print_warnings(plan)
         _print_failures(plan)
         click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
+from kdbench.launch.elsewhere import known_options, place_of, shares_at
 from kdbench.launch.failure import failure_record, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
@@ -24,16 +23,16 @@ from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
 from kdbench.launch.planned import look
-from kdbench.launch.progress import CUT, Progress, clock_text
+from kdbench.launch.progress import CUT, Progress, clock_text, outcome
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
-from kdbench.launch.system import SystemSampler
+from kdbench.launch.signals import asked_to_stop
+from kdbench.launch.system import SystemSampler, has_gpu_driver
 from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
-from kdbench.results.speed_row import fastest
 from kdbench.results.store import atomic_write_json, read_record_dict, remove_unfinished, write_record
 
 #: Statuses that ``--rerun failed`` takes up again.
@@ -79,6 +78,13 @@ class Session:
         self._answer: tuple[str, int] | None = None
         self._gpus = 0
         self._noted: set[str] = set()
+        self._launcher = registry.get("launchers", options.launcher).load()
+        self._told_launcher = known_options(registry, plan, options.launcher)
+        self._place = place_of(self._launcher, self._told_launcher, options.device)
+
+    def idle(self) -> bool:
+        """Return whether there is nothing to run and nothing to hear of."""
+        return not self.open_cells() and not (self._place is not None and self._place.news)
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
@@ -114,7 +120,8 @@ class Session:
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
         # both take seconds and need nothing of each other, nor of the next lines; planning may have begun them
-        warm_up()
+        if self._place is None:
+            warm_up()
         prepare(self._registry, self._options.sinks)
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
@@ -135,14 +142,14 @@ class Session:
             self._write_matrix()
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
-            self._arrange(jobs, gpus, self._launcher())  # for the time that it will take
+            self._arrange(jobs, gpus, self._launcher)  # for the time that it will take
             self._mirrors.open(self._facts(), self._options.tracking_uri)
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
             if self._outlook.forecast.knows:
                 self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
-            with self._signals(), self._watched():
+            with asked_to_stop(self._stop), self._watched():
                 self._launch(jobs, gpus)
             self._annotate()
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
@@ -167,6 +174,8 @@ class Session:
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
             return self._answer
+        if self._place is not None:
+            return self._place.device, 0
         question = {
             "ask": "device",
             "device": self._options.device,
@@ -197,23 +206,19 @@ class Session:
             label=cell.label,
             after=tuple(a for a in cell.after if a in chosen or self._cells[a].status != "done"),
             timeout_s=cell.spec.timeout_s,
+            method=cell.file.method,
             cost=self._outlook.forecast.cost(cell.id),
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        cls = self._launcher()
         total = len(jobs)
-        jobs = self._arrange(jobs, gpus, cls)
+        jobs = self._arrange(jobs, gpus, self._launcher)
         self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
-        options: dict[str, Any] = {"workers": workers, "gpus": gpus, "cost": self._outlook.cost}
+        options = {**self._told_launcher, "workers": workers, "gpus": gpus, "cost": self._outlook.cost}
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
-        launcher = cls(options)
-        launcher.run(jobs, self._on_event, lambda: self._stops)
-
-    def _launcher(self) -> Any:
-        return self._registry.get("launchers", self._options.launcher).load()
+        self._launcher(options).run(jobs, self._on_event, lambda: self._stops)
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -226,7 +231,13 @@ class Session:
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
-        self._gpus, slots = gpus, self._slots_per_gpu
+        self._gpus = gpus
+        if self._place is not None:
+            asked = self._options
+            self._shares = shares_at(self._place, len(cells), asked.workers, asked.threads)
+            self._outlook = Outlook(forecast_of(self._plan, device))
+            return
+        slots = self._slots_per_gpu
         self._shares = share_out(
             cores(),
             len(cells),
@@ -297,19 +308,24 @@ class Session:
         """Return the jobs that would be launched; nothing is written."""
         cells = self.open_cells()
         device, gpus = "cpu", 0
-        if self._options.device != "cpu" and _has_gpu_driver():
+        if self._place is not None or (self._options.device != "cpu" and has_gpu_driver()):
             with suppress(KdbenchError):  # a plan may be made for another machine than this one
                 device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, chosen) for c in cells]
-        return self._arrange(jobs, gpus, self._launcher())
+        return self._arrange(jobs, gpus, self._launcher)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
-        cell = self._cells[event["cell_id"]]
         kind = event["event"]
+        if kind == "note":
+            self._progress.note(event["message"])
+            return
+        if kind == "found" and event["cell_id"] not in self._cells:
+            return  # of cells that the matrix has no more
+        cell = self._cells[event["cell_id"]]
         facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
-        if kind not in ("finished", "died"):
+        if kind not in ("finished", "died", "found"):
             self._outlook.see(event)
         if kind == "started":
             self._progress.cell_started(cell)
@@ -322,6 +338,10 @@ class Session:
         elif kind == "interrupted":
             cell.status = "interrupted"
             self._progress.cell_ended(cell, CUT, "saved; the same command resumes it")
+        elif kind == "found":
+            record = read_record_dict(cell.folder / "result.json")
+            self._mirrors.write(record, cell.folder)
+            self._fire("kdbench_cell_finished", cell=facts, record=record)
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:
@@ -335,7 +355,7 @@ class Session:
             cell.status = record["status"]
             cell.reason = (record.get("error") or {}).get("message")
             self._outlook.see(event, record)
-            self._progress.cell_ended(cell, cell.status, _outcome(record))
+            self._progress.cell_ended(cell, cell.status, outcome(record))
             self._mirrors.write(record, cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
 
@@ -389,7 +409,7 @@ class Session:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Sample the machine meanwhile, for the sinks."""
-        if not self._options.system_metrics:
+        if not self._options.system_metrics or self._place is not None:
             yield
             return
         sampler = SystemSampler(self._plan.run.path)
@@ -400,34 +420,13 @@ class Session:
             sampler.close()
         self._mirrors.observe(sampler.samples)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def ask(number: int, frame: Any) -> None:
-            self._stops += 1
+    def _stop(self) -> None:
+        """Note that the user wants to leave, and say what that means."""
+        self._stops += 1
+        if self._place is not None and self._place.leaving:
+            text = self._place.leaving
+        elif self._stops == 1:
             text = "stopping: running cells save their state (once more to kill them)"
-            self._progress.note(text if self._stops == 1 else "killing the workers")
-
-        old: dict[int, Callable[..., Any] | int | None] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-
-def _has_gpu_driver() -> bool:
-    """Return whether it is worth a process with torch, which takes seconds, to ask for GPUs."""
-    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
-
-
-def _outcome(record: Mapping[str, Any]) -> str:
-    if record["status"] != "done":
-        return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
-    if record.get("speeds"):
-        return fastest(record["speeds"])
-    if (seen := record.get("validation")) is not None:
-        return f"validation {seen['metric']} {seen['last']:.2f}, best {seen['best']:.2f}"
-    last = record["deployables"][record["primary"]]["last"]
-    return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")
+        else:
+            text = "killing the workers"
+        self._progress.note(text)
