@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from kdbench.redact import redact
+
 #: Most characters of a line of a message: a file may hold a key of a megabyte.
 MAX_LINE = 2000
 
@@ -24,8 +26,9 @@ class KdbenchError(Exception):
 
     exit_code = 2
 
+    # Texts of other errors stand in these, and a tracking URI may hold a password.
     def __str__(self) -> str:
-        return visible(super().__str__())
+        return visible(redact(super().__str__()))
 
 
 class MatrixError(KdbenchError):
@@ -35,7 +38,7 @@ class MatrixError(KdbenchError):
     """
 
     def __str__(self) -> str:
-        return "\n".join(map(visible, Exception.__str__(self).split("\n")))
+        return "\n".join(map(visible, redact(Exception.__str__(self)).split("\n")))
 
 
 class UnknownName(KdbenchError):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kdbench.redact import redact
 from kdbench.results.schema import Failure, Labels, Plugin, Record, Status
 from kdbench.results.store import write_record
 
@@ -33,8 +34,9 @@ def failure_record(
         tuning=cell.get("tuning"),
         error=Failure(
             type=(type_ or status)[:200],
-            message=message[:4000],
-            traceback=None if traceback is None else traceback[-40000:],
+            # before the cut, which may leave half of a secret
+            message=redact(message)[:4000],
+            traceback=None if traceback is None else redact(traceback)[-40000:],
         ),
         environment=environment or {},
         plugins=plugins or {},

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.redact import HidingStream, hiding, scrub
+
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
     from kdbench.registry import Registry
@@ -230,6 +232,7 @@ def serve(
         code = FAILED
     sys.stdout.flush()
     sys.stderr.flush()
+    scrub(log / "log.txt")
     os._exit(code)
 
 
@@ -242,3 +245,6 @@ def redirect(log: Path) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
+    # A plug-in may print its environment, and in it a token.
+    if not isinstance(sys.stdout, HidingStream):
+        sys.stdout, sys.stderr = hiding(1), hiding(2)

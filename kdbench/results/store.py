@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
+from kdbench.redact import hidden
 from kdbench.results.content import KEY, content_sha256, refuse_edited
 
 if TYPE_CHECKING:
@@ -196,6 +197,9 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
             raise RecordError(f"{path}: holds a finished result; it is replaced only on request")
     path.parent.mkdir(parents=True, exist_ok=True)
     content = record.model_dump(mode="json")
+    # what exceptions, warnings and the environment say; identity and labels are the matrix's own words
+    for part in ("error", "warnings", "environment", "speeds"):
+        content[part] = hidden(content[part])
     content[KEY] = record.content_sha256 = content_sha256(content)
     atomic_write_json(path, content)
 

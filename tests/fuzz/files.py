@@ -103,12 +103,13 @@ def _tree(data: bytes, where: Path) -> None:
                 made.mkdir()
                 folders.append(made)
             elif kind == 6:
-                inside = rng.choice(folders)
-                (parent / rng.choice((*_FOLDERS, name))).symlink_to(inside, target_is_directory=True)
+                link, inside = parent / rng.choice((*_FOLDERS, name)), rng.choice(folders)
+                if not os.path.lexists(link):
+                    link.symlink_to(inside, target_is_directory=True)
             elif kind == 7:
-                (parent / rng.choice((*_FOLDERS, name))).symlink_to(
-                    rng.choice(("/etc", "/etc/passwd", "nowhere", ".."))
-                )
+                link = parent / rng.choice((*_FOLDERS, name))
+                if not os.path.lexists(link):
+                    link.symlink_to(rng.choice(("/etc", "/etc/passwd", "nowhere", "..")))
             else:
                 os.mkfifo(parent / name)
         except OSError:

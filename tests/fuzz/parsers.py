@@ -42,7 +42,8 @@ def matrices() -> list[bytes]:
         b"name: c\ndatasets: [d]\npairs: [{teacher: {name: t, checkpoint: x.pt, mean: [0.5], std: [0.5]}, "
         b"student: s, assistant: m}]\nmethods: [kd]\nseeds: 1\nteacher_recipe: {epochs: 2}\n"
         b"recipe: {epochs: 1, batch_size: 8, optimizer: {name: sgd, lr: 0.1}, "
-        b"schedule: {name: step, milestones: [1], gamma: 0.1}, augment: {kind: none}}\ntune: {trials: 3, methods: [kd], pair: {teacher: t, student: u}}\n",
+        b"schedule: {name: step, milestones: [1], gamma: 0.1}, augment: {kind: none}}\n"
+        b"tune: {trials: 3, methods: [kd], pair: {teacher: t, student: u}}\n",
     ]
     return small * 3 + [p.read_bytes() for p in sorted((_ROOT / "kdbench/matrices").glob("*.yaml"))]
 
