@@ -7,9 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdbench.redact import redact
+from kdbench.redact import hide, redact
 from kdbench.results.schema import Failure, Labels, Plugin, Record, Status
 from kdbench.results.store import write_record
+
+
+#: Characters of a log that stand in the record of a worker that left no word.
+_TAIL = 2000
 
 
 def failure_record(
@@ -62,4 +66,5 @@ def log_tail(folder: Path, lines: int = 15) -> str:
             text = f.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    # a long line must not push the last words out of the record; half a secret at the start is cut off with it
+    return hide("\n".join(text.splitlines()[-lines:]))[-_TAIL:]

@@ -57,8 +57,8 @@ def table(
 
 def _head(head: Head, names: bool) -> str:
     classes = " ".join(filter(None, (head.group, "n" if head.numeric else "", "key" if names else "")))
-    tip = f' title="{escape(head.help)}"' if head.help else ""
-    return f'<th scope="col" class="{classes}"><button type="button"{tip}>{escape(head.title)}</button></th>'
+    tip = f' title="{escape(clean(head.help, 500))}"' if head.help else ""
+    return f'<th scope="col" class="{classes}"><button type="button"{tip}>{escape(clean(head.title))}</button></th>'
 
 
 def _row(number: int | None, cells: Sequence[Cell], classes: Sequence[str], row_head: int) -> str:
