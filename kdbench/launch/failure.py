@@ -11,7 +11,6 @@ from kdbench.redact import hide, redact
 from kdbench.results.schema import Failure, Labels, Plugin, Record, Status
 from kdbench.results.store import write_record
 
-
 #: Characters of a log that stand in the record of a worker that left no word.
 _TAIL = 2000
 

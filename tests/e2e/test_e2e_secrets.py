@@ -92,7 +92,11 @@ def test_a_run_tells_no_secret(kdbench, tiny_matrix, tmp_path):
         methods=[{"name": "teller", "params": {"act": act}} for act in acts],
         pairs=[{"teacher": None, "student": STUDENT}],
     )
-    env = {**SECRETS, "PYTHONPATH": os.pathsep.join([str(site.path), os.environ.get("PYTHONPATH", "")]), "KDBENCH_CACHE": str(tmp_path / "cache")}
+    env = {
+        **SECRETS,
+        "PYTHONPATH": os.pathsep.join([str(site.path), os.environ.get("PYTHONPATH", "")]),
+        "KDBENCH_CACHE": str(tmp_path / "cache"),
+    }
     uri = f"sqlite:///{kdbench.cwd / 'store.db'}"
     done = kdbench("run-matrix", matrix, "--workers", "1", "--sink", "mlflow", "--tracking-uri", uri, env=env)
     assert done.returncode == 1, done.stderr
@@ -125,7 +129,9 @@ def test_a_store_out_of_reach_tells_no_password(kdbench, tiny_matrix, tmp_path):
         "--tracking-uri", uri,
     )  # fmt: skip
     assert not told(run.stdout + run.stderr)
-    assert not [path for path, content in everything(kdbench.cwd).items() if told(content.decode(errors="replace"))]
+    assert not [
+        path for path, content in everything(kdbench.cwd).items() if told(content.decode(errors="replace"))
+    ]
 
 
 def test_the_plant_is_found_where_nothing_hides_it():

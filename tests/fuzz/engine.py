@@ -33,7 +33,7 @@ class Target:
         read: reads an input, with a folder of its own; may raise KdbenchError.
         share: inputs of a hundred that a run gives to it.
         lines: whether a message may have several lines, one a problem.
-        errors: further exceptions that its callers turn into an error.
+        deadline_s: seconds after which an input counts as a hang.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Target:
     read: Callable[[bytes, Path], None]
     share: int = 10
     lines: bool = False
-    errors: tuple[type[Exception], ...] = ()
+    deadline_s: float = DEADLINE_S
 
 
 @dataclass
@@ -138,13 +138,22 @@ def bad_message(error: KdbenchError, *, lines: bool) -> str | None:
     return None
 
 
+def refusal(call: Callable[[], object]) -> KdbenchError | None:
+    """Return the error with which a call refuses what it was given, None where it took it."""
+    try:
+        call()
+    except KdbenchError as error:
+        return error
+    return None
+
+
 def try_one(target: Target, data: bytes, outcome: Outcome, root: Path) -> None:
     """Give one input to a target and note what came of it."""
     folder = Path(tempfile.mkdtemp(dir=root))
     start = time.perf_counter()
     problem = None
     try:
-        with guarded(folder), warnings.catch_warnings():
+        with guarded(folder, target.deadline_s), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             target.read(data, folder)
         outcome.good += 1
@@ -152,8 +161,6 @@ def try_one(target: Target, data: bytes, outcome: Outcome, root: Path) -> None:
         outcome.refused += 1
         problem = bad_message(error, lines=target.lines)
         outcome.messages.add(str(error)[-60:])
-    except target.errors:
-        outcome.refused += 1
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
