@@ -92,11 +92,8 @@ def test_a_run_tells_no_secret(kdbench, tiny_matrix, tmp_path):
         methods=[{"name": "teller", "params": {"act": act}} for act in acts],
         pairs=[{"teacher": None, "student": STUDENT}],
     )
-    env = {
-        **SECRETS,
-        "PYTHONPATH": os.pathsep.join([str(site.path), os.environ.get("PYTHONPATH", "")]),
-        "KDBENCH_CACHE": str(tmp_path / "cache"),
-    }
+    path = os.pathsep.join([str(site.path), os.environ.get("PYTHONPATH", "")])
+    env = {**SECRETS, "PYTHONPATH": path, "KDBENCH_CACHE": str(tmp_path / "cache")}
     uri = f"sqlite:///{kdbench.cwd / 'store.db'}"
     done = kdbench("run-matrix", matrix, "--workers", "1", "--sink", "mlflow", "--tracking-uri", uri, env=env)
     assert done.returncode == 1, done.stderr

@@ -10,7 +10,7 @@ import click
 _HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE.parent), str(_HERE.parents[1] / "plugins")]
 
-from . import engine  # noqa: E402
+from . import engine, guided  # noqa: E402
 from .targets import TARGETS  # noqa: E402
 
 
@@ -21,12 +21,22 @@ from .targets import TARGETS  # noqa: E402
     "--only", "names", multiple=True, type=click.Choice([t.name for t in TARGETS]), help="Repeatable."
 )
 @click.option(
+    "--engine",
+    "kind",
+    type=click.Choice(["mutate", "atheris"]),
+    default="mutate",
+    show_default=True,
+    help="atheris: guided by coverage, where it is installed.",
+)
+@click.option(
     "--keep", type=click.Path(path_type=Path), default="fuzz-found", help="Where inputs that broke go."
 )
-def main(runs: int, seed: int, names: tuple[str, ...], keep: Path) -> None:
+def main(runs: int, seed: int, names: tuple[str, ...], kind: str, keep: Path) -> None:
     """Exit code 1 where an input raised, hung, wrote elsewhere, ran something or gave an unclear error."""
     chosen = [t for t in TARGETS if not names or t.name in names]
     shares = sum(t.share for t in chosen)
+    if kind == "atheris":
+        sys.exit(_guided([(t.name, -(-runs * t.share // shares)) for t in chosen], seed, keep))
     outcomes = []
     heads = (
         ("inputs", 8),
@@ -53,6 +63,20 @@ def main(runs: int, seed: int, names: tuple[str, ...], keep: Path) -> None:
     for path in engine.keep(outcomes, keep) if broken else ():
         click.echo(f"kept: {path}")
     sys.exit(1 if broken else 0)
+
+
+def _guided(targets: list[tuple[str, int]], seed: int, keep: Path) -> int:
+    if not guided.available():
+        raise click.ClickException("atheris is not installed; `pip install atheris` where it has a wheel")
+    total = broken = 0
+    for name, count in targets:
+        read, problem = guided.run_guided(name, count, seed, keep)
+        total, broken = total + read, broken + bool(problem)
+        click.echo(f"{name:<16}{read:>8} inputs  {'BROKEN' if problem else 'ok'}")
+        if problem:
+            click.echo(problem)
+    click.echo(f"seed {seed}, guided by coverage: {total} inputs read, {broken} targets broken")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

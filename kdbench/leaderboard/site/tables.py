@@ -58,7 +58,8 @@ def table(
 def _head(head: Head, names: bool) -> str:
     classes = " ".join(filter(None, (head.group, "n" if head.numeric else "", "key" if names else "")))
     tip = f' title="{escape(clean(head.help, 500))}"' if head.help else ""
-    return f'<th scope="col" class="{classes}"><button type="button"{tip}>{escape(clean(head.title))}</button></th>'
+    title = escape(clean(head.title))
+    return f'<th scope="col" class="{classes}"><button type="button"{tip}>{title}</button></th>'
 
 
 def _row(number: int | None, cells: Sequence[Cell], classes: Sequence[str], row_head: int) -> str:
