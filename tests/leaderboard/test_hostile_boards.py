@@ -115,8 +115,8 @@ def test_numbers_that_would_overflow_are_refused(path, value):
 
 def test_numbers_in_free_parts_are_finite():
     tuning = {
-        "track": "t", "budget": 1, "trials": 1, "failed": 0, "dataset": "d", "pair": "p", "seeds": [0], "epochs": 1,
-        "select": "last", "sampler": "tpe", "sampler_seed": 0, "batch": 1, "space": {"a": 1.5},
+        "track": "t", "budget": 1, "trials": 1, "failed": 0, "dataset": "d", "pair": "p", "seeds": [0],
+        "epochs": 1, "select": "last", "sampler": "tpe", "sampler_seed": 0, "batch": 1, "space": {"a": 1.5},
     }  # fmt: skip
     text = json.dumps(signed({**make_record(), "tuning": tuning}))
     assert parse_record(text.encode(), "r.json").tuning.space == {"a": 1.5}

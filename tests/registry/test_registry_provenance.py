@@ -9,6 +9,7 @@ import pytest
 from fake_distributions import method_plugin, unique_module
 
 from kdbench.registry import Registry, code_digest
+from kdbench.registry.provenance import git_revision
 
 
 def test_digest_covers_every_source_file_and_its_place(dists):

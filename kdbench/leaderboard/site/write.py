@@ -61,8 +61,8 @@ def write_site(boards: Sequence[SiteBoard], out: Path) -> Path:
     for name, content in render_site(boards):
         path = out / name
         if path.parent not in folders:
-            path.parent.mkdir(parents=True, exist_ok=True)
             _stays_inside(path.parent, out)
+            path.parent.mkdir(parents=True, exist_ok=True)
             folders.add(path.parent)
         if path.is_symlink():
             path.unlink()
