@@ -32,6 +32,7 @@ from kdbench.launch.system import SystemSampler, has_gpu_driver
 from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
+from kdbench.redact import scrub
 from kdbench.registry import Registry
 from kdbench.results.store import atomic_write_json, read_record_dict, remove_unfinished, write_record
 
@@ -327,6 +328,8 @@ class Session:
         facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
         if kind not in ("finished", "died", "found"):
             self._outlook.see(event)
+        if kind in ("finished", "died", "interrupted", "released"):
+            scrub(cell.folder / "log.txt")
         if kind == "started":
             self._progress.cell_started(cell)
             self._fire("kdbench_cell_started", cell=facts)

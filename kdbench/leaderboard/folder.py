@@ -15,13 +15,22 @@ from kdbench.leaderboard.curves import copy_curve, read_board_curves
 from kdbench.leaderboard.mixing import mixture
 from kdbench.leaderboard.rows import part
 from kdbench.leaderboard.text import NOTE
-from kdbench.results.store import RESULT, RunFolder, atomic_write_bytes, parse_record, read_limited
+from kdbench.results.store import (
+    RESULT,
+    RunFolder,
+    atomic_write_bytes,
+    parse_record,
+    read_limited,
+    refuse_link,
+)
 
 if TYPE_CHECKING:
     from kdbench.leaderboard.board import Board
     from kdbench.results.schema import Record
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
+#: Largest generated file that is compared, in bytes.
+_MAX_FORM_BYTES = 256 * 1024 * 1024
 #: Longest text of each key, in characters.
 _KEYS = {"title": 200, "description": 2000, "notes": NOTE, "references": 200}
 #: Keys that are lists, with the most texts in each.
@@ -41,14 +50,15 @@ class BoardInfo:
 def read_info(folder: Path) -> BoardInfo:
     """Return ``board.yaml``, or the folder's name as the title where there is none. Raises KdbenchError."""
     path = folder / "board.yaml"
-    if not path.exists():
+    if not os.path.lexists(path):
         return BoardInfo(folder.resolve().name)
-    import yaml
+    from kdbench.matrix import document
 
+    refuse_link(path)
     try:
-        content = yaml.safe_load(read_limited(path, 64 * 1024).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise KdbenchError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
+        content = document.parse(read_limited(path, 64 * 1024).decode("utf-8-sig"), str(path)).data
+    except UnicodeDecodeError as error:
+        raise KdbenchError(f"{path}: not YAML: it is not UTF-8 text") from error
     if not isinstance(content, dict):
         raise KdbenchError(f"{path}: expected the keys {', '.join(_KEYS)}")
     for key, value in content.items():
@@ -77,6 +87,7 @@ def read_records(folder: Path, problems: list[str] | None = None) -> list[Record
     names = sorted(os.listdir(records)) if records.is_dir() else []
     for name in names:
         try:
+            refuse_link(records)
             found.append(_read_one(records / name))
         except RecordError as error:
             if problems is None:
@@ -88,9 +99,7 @@ def read_records(folder: Path, problems: list[str] | None = None) -> list[Record
 def _read_one(path: Path) -> Record:
     if not _RECORD_NAME.match(path.name):
         raise RecordError(f"{path}: expected a record named <cell id>.json")
-    # A link in somebody's pull request could point anywhere on the machine that checks it.
-    if path.is_symlink():
-        raise RecordError(f"{path}: is a link, expected a file")
+    refuse_link(path)
     record = parse_record(read_limited(path), path)
     if f"{record.cell_id}.json" != path.name:
         raise RecordError(f"{path}: cell_id is {record.cell_id[:12]}..., not the name of the file")
@@ -150,6 +159,7 @@ def write_records(board: Path, records: Sequence[Collected]) -> None:
 
     Raises OSError.
     """
+    refuse_link(board / "records")
     (board / "records").mkdir(parents=True, exist_ok=True)
     for one in records:
         atomic_write_bytes(board / "records" / f"{one.record.cell_id}.json", one.data)
@@ -226,10 +236,14 @@ def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
         return [*problems, str(error)]
     for name, content in expected.items():
         path = folder / name
-        try:
-            found = path.read_bytes()
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             problems.append(f"{path}: missing; run `kdbench leaderboard build {folder}`")
+            continue
+        try:
+            refuse_link(path)
+            found = read_limited(path, _MAX_FORM_BYTES)
+        except RecordError as error:
+            problems.append(str(error))
             continue
         if found != content:
             problems.append(
@@ -249,7 +263,10 @@ def _first_difference(a: bytes, b: bytes) -> int:
 
 
 def board_folders(root: Path) -> list[Path]:
-    """Return the folders under `root` that have records, sorted."""
+    """Return the folders under `root` that have records, sorted. Raises RecordError for one that is a link."""
     if not root.is_dir():
         return []
-    return sorted(p for p in root.iterdir() if (p / "records").is_dir())
+    found = sorted(p for p in root.iterdir() if (p / "records").is_dir())
+    for path in found:
+        refuse_link(path)
+    return found

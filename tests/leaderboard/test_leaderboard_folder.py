@@ -127,8 +127,8 @@ def test_notes_stand_under_the_tables(tmp_path):
         ("titel: x\n", "did you mean 'title'"),
         ("title: 3\n", "title: expected a text"),
         ("[1, 2]\n", "expected the keys"),
-        ("a: [\n", "not YAML"),
-        ("!!python/object/apply:os.system ['true']\n", "not YAML"),
+        ("a: [\n", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']\n", "is not allowed"),
         ("title: " + "x" * 300 + "\n", "at most 200"),
     ],
 )
