@@ -51,7 +51,9 @@ def build(board: Path | None, runs: tuple[Path, ...], site: Path | None, no_site
     named = [board] if board else []
     for run in runs:
         into = board or ROOT / folder_name(str(RunFolder(run).matrix()["name"]), run / "matrix.json")
-        click.echo(f"{into}: {copy_records(run, into)} records copied from {run}")
+        copied, given = copy_records(run, into)
+        told = f"; {given} had no digest of their content and were given it" if given else ""
+        click.echo(f"{into}: {copied} records copied from {run}{told}")
         if into not in named:
             named.append(into)
     loaded = []
@@ -68,9 +70,9 @@ def build(board: Path | None, runs: tuple[Path, ...], site: Path | None, no_site
 def check(boards: tuple[Path, ...]) -> None:
     """Check BOARDS, or every folder under leaderboards/: exit code 1 and a line for each difference.
 
-    A difference is a record that is not valid or was edited, records that mix protocols or revisions of a data
-    set, or a generated file that is not byte for byte what the records give. The file of published values is
-    checked too.
+    A difference is a record that is not valid, was edited or carries no digest of its content, records that mix
+    protocols or revisions of a data set, or a generated file that is not byte for byte what the records give. The
+    file of published values is checked too.
     """
     from kdbench.errors import KdbenchError
     from kdbench.leaderboard.folder import check_folder
@@ -78,10 +80,9 @@ def check(boards: tuple[Path, ...]) -> None:
 
     bad = False
     for folder in _boards(list(boards)):
-        notes: list[str] = []
-        problems = check_folder(folder, notes)
+        problems = check_folder(folder)
         bad = bad or bool(problems)
-        for line in [*(problems or [f"{folder}: ok"]), *(f"note: {note}" for note in notes)]:
+        for line in problems or [f"{folder}: ok"]:
             click.echo(line)
     try:
         read_entries()
