@@ -200,3 +200,10 @@ def test_equal_seeds_have_a_mean_and_the_reason_why_there_is_no_interval():
         "",
         "",
     )
+
+
+@pytest.mark.parametrize(("teacher", "told"), [(70.5, True), (80.0, False)])
+def test_a_table_says_why_no_row_closes_a_gap(teacher, told):
+    made = board(*alone([69.0, 70.0, 71.0]), *seeds("kd", [71.0, 72.0, 73.0], teacher_top1=teacher))
+    (note,) = [n for n in made.sections[0].notes if n.startswith("Top-1 of the teacher")]
+    assert ("no gap to close: the teacher is not above the student alone" in note) is told
