@@ -68,7 +68,7 @@ def build(board: Path | None, runs: tuple[Path, ...], site: Path | None, no_site
 @leaderboard.command("check")
 @click.argument("boards", nargs=-1, type=click.Path(file_okay=False, path_type=Path))
 def check(boards: tuple[Path, ...]) -> None:
-    """Check BOARDS, or every folder under leaderboards/: exit code 1 and a line for each difference.
+    """Check BOARDS, by path or name, or all under leaderboards/: exit code 1 and a line for each difference.
 
     A difference is a record that is not valid, was edited or carries no digest of its content, records that mix
     protocols or revisions of a data set, or a generated file that is not byte for byte what the records give. The
@@ -186,9 +186,12 @@ def _boards(named: list[Path]) -> list[Path]:
     from kdbench.errors import KdbenchError, did_you_mean
     from kdbench.leaderboard.folder import board_folders
 
+    # a bare name is a board under leaderboards/, as for `submit --board`
+    named = [ROOT / f if not f.is_dir() and len(f.parts) == 1 and (ROOT / f).is_dir() else f for f in named]
     for folder in named:
         if not folder.is_dir():
-            known = [str(p) for p in board_folders(folder.parent)]
+            bare = len(folder.parts) == 1
+            known = [p.name if bare else str(p) for p in board_folders(ROOT if bare else folder.parent)]
             raise KdbenchError(f"{folder}: no such board{did_you_mean(str(folder), known)}")
     found = named or board_folders(ROOT)
     if not found:

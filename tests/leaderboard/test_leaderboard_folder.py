@@ -171,6 +171,8 @@ def test_commands(tmp_path, monkeypatch):
     assert "other" in result.output
     result = run("check")
     assert (result.exit_code, result.output.count(": ok")) == (0, 2)
+    assert run("check", "other").output == "leaderboards/other: ok\n"
+    assert "did you mean 'other'" in str(run("check", "othe").exception)
     (tmp_path / "leaderboards" / "other" / "README.md").write_text("x")
     result = run("check", "leaderboards/other", "leaderboards/quickstart")
     assert result.exit_code == 1
