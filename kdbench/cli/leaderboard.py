@@ -152,7 +152,7 @@ def audit(boards: tuple[Path, ...], top: int) -> None:
     Then the published values that mix protocols: given differently by several sources, copied into tables of
     another selection rule, with other teachers. Works without any board.
     """
-    from kdbench.leaderboard.audit import gaps, mixed
+    from kdbench.leaderboard.audit import gaps, mixed, numbered
     from kdbench.leaderboard.board import pair
     from kdbench.leaderboard.folder import board_folders, read_records
     from kdbench.leaderboard.published_file import entries
@@ -161,25 +161,25 @@ def audit(boards: tuple[Path, ...], top: int) -> None:
     from kdbench.leaderboard.text import clean, number
 
     folders = _boards(list(boards)) if boards else board_folders(ROOT)
-    lines = []
+    lines, sources = [], {e.source for e in entries()}
     for folder in folders:
         for gap in gaps(make_rows(read_records(folder))):
             row, p = gap.row, gap.published
+            sources.add(p.source)
             text = f"{number(row.last.mean, 2)} here, {p.value:g} in {p.source}"
             what = f"{folder.name}: {row.labels.variant} on {pair(row)}, {row.labels.dataset}"
             line = f"{signed(p.difference)}: {what}: {text}; equal protocol: {equality(p)}"
             lines.append((-abs(p.difference or 0.0), clean(line, 1000)))
-    _list("gaps between published and measured", [line for _, line in sorted(lines)], top)
-    for title, found in mixed(entries()).items():
-        _list(title, found, top)
-
-
-def _list(title: str, lines: list[str], top: int) -> None:
-    click.echo(f"{title}: {len(lines) or 'none'}")
-    for line in lines[:top]:
-        click.echo(f"  {line}")
-    if len(lines) > top:
-        click.echo(f"  and {len(lines) - top} more (--top)")
+    found = {"gaps between published and measured": [line for _, line in sorted(lines)], **mixed(entries())}
+    shown, used = numbered([each[:top] for each in found.values()], sources)
+    for (title, each), texts in zip(found.items(), shown, strict=True):
+        click.echo(f"{title}: {len(each) or 'none'}")
+        for line in texts:
+            click.echo(f"  {line}")
+        if len(each) > top:
+            click.echo(f"  and {len(each) - top} more (--top)")
+    for n, source in enumerate(used, 1):
+        click.echo(f"{'sources:' if n == 1 else '        '} [{n}] {source}")
 
 
 def _boards(named: list[Path]) -> list[Path]:
