@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from kdbench.leaderboard.curves import copy_curve, read_board_curves
 from kdbench.leaderboard.mixing import mixture
 from kdbench.leaderboard.rows import part
 from kdbench.leaderboard.text import NOTE
+from kdbench.results.content import KEY, content_sha256
 from kdbench.results.store import (
     RESULT,
     RunFolder,
@@ -77,8 +79,8 @@ def read_info(folder: Path) -> BoardInfo:
     )
 
 
-def read_records(folder: Path, problems: list[str] | None = None) -> list[Record]:
-    """Read and validate ``records/*.json`` in the order of names.
+def read_records(folder: Path, problems: list[str] | None = None, *, signed: bool = False) -> list[Record]:
+    """Read and validate ``records/*.json`` in the order of names; `signed`: each must carry its digest.
 
     Each problem is appended to `problems`; without that list the first one is raised as RecordError.
     """
@@ -88,7 +90,7 @@ def read_records(folder: Path, problems: list[str] | None = None) -> list[Record
     for name in names:
         try:
             refuse_link(records)
-            found.append(_read_one(records / name))
+            found.append(_read_one(records / name, signed))
         except RecordError as error:
             if problems is None:
                 raise
@@ -96,7 +98,7 @@ def read_records(folder: Path, problems: list[str] | None = None) -> list[Record
     return found
 
 
-def _read_one(path: Path) -> Record:
+def _read_one(path: Path, signed: bool) -> Record:
     if not _RECORD_NAME.match(path.name):
         raise RecordError(f"{path}: expected a record named <cell id>.json")
     refuse_link(path)
@@ -104,6 +106,11 @@ def _read_one(path: Path) -> Record:
     if f"{record.cell_id}.json" != path.name:
         raise RecordError(f"{path}: cell_id is {record.cell_id[:12]}..., not the name of the file")
     _check_identity(record, path)
+    if signed and record.content_sha256 is None:
+        raise RecordError(
+            f"{path}: carries no {KEY}, so an edit would not show; copy it again from its run folder: "
+            f"`kdbench leaderboard build {path.parent.parent} --from RUN_DIR`"
+        )
     return record
 
 
@@ -122,15 +129,22 @@ def _check_identity(record: Record, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Collected:
-    """A record of a run folder with the bytes of its file and the cell's folder."""
+    """A record of a run folder with the bytes of its file and the cell's folder.
+
+    Attributes:
+        given: the digest was given here, for the file has none; `data` has it.
+    """
 
     record: Record
     data: bytes
     folder: Path
+    given: bool = False
 
 
 def collect(run_folder: Path, *, signed: bool = False) -> list[Collected]:
-    """Read and validate every record of a run folder; with `signed` each must carry a digest of its content.
+    """Read and validate every record of a run folder.
+
+    With `signed` each must carry a digest of its content; else those that carry none are given it.
 
     Raises RecordError for the first that is not valid, not finite, edited, or in another cell's folder.
     """
@@ -146,16 +160,21 @@ def collect(run_folder: Path, *, signed: bool = False) -> list[Collected]:
         if record.cell_id != cell.name:
             raise RecordError(f"{path}: cell_id is not the name of the folder")
         _check_identity(record, path)
-        if signed and record.content_sha256 is None:
+        given = record.content_sha256 is None
+        if given and signed:
             raise RecordError(
-                f"{path}: carries no content_sha256: it was made by an older kdbench; run its cell again"
+                f"{path}: carries no {KEY}: it was made by an older kdbench, or edited; run its cell again"
             )
-        found.append(Collected(record, data, cell))
+        if given:
+            content = json.loads(data)
+            content[KEY] = record.content_sha256 = content_sha256(content)
+            data = (json.dumps(content, indent=2) + "\n").encode()
+        found.append(Collected(record, data, cell, given))
     return found
 
 
 def write_records(board: Path, records: Sequence[Collected]) -> None:
-    """Write records to ``records/<cell id>.json`` as their files are, byte for byte, and curves to ``curves/``.
+    """Write the bytes of records to ``records/<cell id>.json``, and curves to ``curves/``.
 
     Raises OSError.
     """
@@ -166,11 +185,14 @@ def write_records(board: Path, records: Sequence[Collected]) -> None:
         copy_curve(one.folder, one.record, board)
 
 
-def copy_records(run_folder: Path, board: Path) -> int:
-    """Copy the records of a run folder to a board; return how many. Raises RecordError."""
+def copy_records(run_folder: Path, board: Path) -> tuple[int, int]:
+    """Copy the records of a run folder to a board, byte for byte but for a digest where they lack one.
+
+    Returns how many were copied, and how many of them were given a digest. Raises RecordError.
+    """
     found = collect(run_folder)
     write_records(board, found)
-    return len(found)
+    return len(found), sum(one.given for one in found)
 
 
 @dataclass(frozen=True)
@@ -186,7 +208,7 @@ def load_folder(folder: Path) -> Loaded:
     """Read a board's records and ``board.yaml``. Raises KdbenchError where one is not valid or there is none."""
     from kdbench.leaderboard.board import make_board
 
-    records = read_records(folder)
+    records = read_records(folder, signed=True)
     if not records:
         raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
     if problem := mixture(records):
@@ -212,13 +234,10 @@ def _told(info: BoardInfo) -> dict[str, Any]:
     }
 
 
-def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
-    """Return a line for each invalid record and each file that is not what the records give.
-
-    What is no problem, but to be known, is appended to `notes`.
-    """
+def check_folder(folder: Path) -> list[str]:
+    """Return a line for each record that is invalid or has no digest, and each file that is not what they give."""
     problems: list[str] = []
-    records = read_records(folder, problems)
+    records = read_records(folder, problems, signed=True)
     if not records and not problems:
         return [f"{folder}: holds no records (expected records/<cell id>.json)"]
     if problems:
@@ -226,9 +245,6 @@ def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
     read_board_curves(folder, (r.cell_id for r in records), problems)
     if problem := mixture(records):
         return [f"{folder}: holds {problem}"]
-    unsigned = sum(r.content_sha256 is None for r in records)
-    if unsigned and notes is not None:
-        notes.append(f"{folder}: {unsigned} of {len(records)} records carry no digest of their content")
     try:
         info = read_info(folder)
         expected = render_board(records, **_told(info))
