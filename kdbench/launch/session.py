@@ -13,7 +13,7 @@ from typing import Any
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
-from kdbench.launch.failure import failure_record, write_failure
+from kdbench.launch.failure import clean_log, failure_record, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
@@ -31,7 +31,6 @@ from kdbench.launch.system import SystemSampler
 from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
-from kdbench.redact import scrub
 from kdbench.registry import Registry
 from kdbench.results.speed_row import fastest
 from kdbench.results.store import atomic_write_json, read_record_dict, write_record
@@ -276,8 +275,7 @@ class Session:
         facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
         if kind not in ("finished", "died"):
             self._outlook.see(event)
-        if kind in ("finished", "died", "interrupted", "released"):
-            scrub(cell.folder / "log.txt")
+        clean_log(cell.folder, kind)
         if kind == "started":
             self._progress.cell_started(cell)
             self._fire("kdbench_cell_started", cell=facts)
