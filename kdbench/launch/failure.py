@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdbench.redact import hide, redact
+from kdbench.redact import hide, redact, scrub
 from kdbench.results.schema import Failure, Labels, Plugin, Record, Status
 from kdbench.results.store import write_record
 
@@ -54,6 +54,12 @@ def write_failure(folder: Path, status: Status, message: str, **more: Any) -> Re
     record = failure_record(cell, status, message, **more)
     write_record(folder, record)
     return record
+
+
+def clean_log(folder: Path, event: str) -> None:
+    """Overwrite the secrets in a cell's log once its worker ended, see :func:`kdbench.redact.scrub`."""
+    if event in ("finished", "died", "interrupted", "released"):
+        scrub(folder / "log.txt")
 
 
 def log_tail(folder: Path, lines: int = 15) -> str:

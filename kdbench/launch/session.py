@@ -12,7 +12,7 @@ from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
 from kdbench.launch.elsewhere import known_options, place_of, shares_at
-from kdbench.launch.failure import failure_record, write_failure
+from kdbench.launch.failure import clean_log, failure_record, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
@@ -32,7 +32,6 @@ from kdbench.launch.system import SystemSampler, has_gpu_driver
 from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
-from kdbench.redact import scrub
 from kdbench.registry import Registry
 from kdbench.results.store import atomic_write_json, read_record_dict, remove_unfinished, write_record
 
@@ -328,8 +327,7 @@ class Session:
         facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
         if kind not in ("finished", "died", "found"):
             self._outlook.see(event)
-        if kind in ("finished", "died", "interrupted", "released"):
-            scrub(cell.folder / "log.txt")
+        clean_log(cell.folder, kind)
         if kind == "started":
             self._progress.cell_started(cell)
             self._fire("kdbench_cell_started", cell=facts)
