@@ -12,12 +12,13 @@ from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
 from kdbench.launch.elsewhere import known_options, place_of, shares_at
-from kdbench.launch.failure import clean_log, failure_record, write_failure
+from kdbench.launch.failure import clean_log, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
 from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors, prepare
+from kdbench.launch.notes import annotate, matrix_facts, note_not_applicable, write_matrix
 from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
@@ -30,10 +31,9 @@ from kdbench.launch.shares import Shares, share_out
 from kdbench.launch.signals import asked_to_stop
 from kdbench.launch.system import SystemSampler, has_gpu_driver
 from kdbench.launch.teacher_plan import describe
-from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
-from kdbench.results.store import atomic_write_json, read_record_dict, remove_unfinished, write_record
+from kdbench.results.store import atomic_write_json, read_record_dict, remove_unfinished
 
 #: Statuses that ``--rerun failed`` takes up again.
 FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
@@ -139,19 +139,19 @@ class Session:
             cells = self._still_open(cells)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
-            self._write_matrix()
+            write_matrix(self._plan)
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
             self._arrange(jobs, gpus, self._launcher)  # for the time that it will take
-            self._mirrors.open(self._facts(), self._options.tracking_uri)
-            self._note_not_applicable()
-            self._fire("kdbench_matrix_started", plan=self._facts())
+            self._mirrors.open(matrix_facts(self._plan), self._options.tracking_uri)
+            note_not_applicable(self._plan, self._mirrors)
+            self._fire("kdbench_matrix_started", plan=matrix_facts(self._plan))
             if self._outlook.forecast.knows:
                 self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
             with asked_to_stop(self._stop), self._watched():
                 self._launch(jobs, gpus)
-            self._annotate()
+            annotate(self._plan, self._mirrors)
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
             self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
             self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
@@ -359,49 +359,6 @@ class Session:
             self._progress.cell_ended(cell, cell.status, outcome(record))
             self._mirrors.write(record, cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
-
-    def _annotate(self) -> None:
-        """Tell the sinks what takes the whole matrix to know."""
-        if not self._mirrors:
-            return
-        from kdbench.leaderboard.mirrored import tell
-
-        # of all that is in the folder, so that `kdbench sync` tells the same
-        told = tell(self._plan.run.good_records())
-        for cell_id, metrics in told.annotations.items():
-            self._mirrors.annotate(cell_id, metrics)
-        self._mirrors.summarise(told.summaries)
-
-    def _note_not_applicable(self) -> None:
-        """Leave a record of cells that cannot be, so that a board shows them with the reason."""
-        for cell in self._plan.cells:
-            if cell.status != "not_applicable":
-                continue
-            path = cell.folder / "result.json"
-            if path.exists() and read_record_dict(path)["status"] == "not_applicable":
-                continue
-            content = cell.file.model_dump(mode="json")
-            record = failure_record(content, "not_applicable", cell.reason or "", type_="NotApplicable")
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(cell.folder / "cell.json", content)
-            write_record(cell.folder, record)
-            self._mirrors.write(record.model_dump(mode="json"), cell.folder)
-
-    def _write_matrix(self) -> None:
-        matrix = self._plan.matrix.matrix
-        facts = {
-            "name": matrix.name,
-            "protocol": PROTOCOL,
-            "title": matrix.title,
-            "description": matrix.description,
-            "sha256": self._plan.matrix.text_sha256,
-        }
-        atomic_write_json(self._plan.run.path / "matrix.json", facts)
-
-    def _facts(self) -> dict[str, Any]:
-        matrix = self._plan.matrix.matrix
-        cells = [{"cell_id": c.id, "status": c.status, "label": c.label} for c in self._plan.cells]
-        return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": cells}
 
     def _fire(self, hook: str, **arguments: Any) -> None:
         for warning in self._registry.fire(hook, **arguments):
