@@ -13,6 +13,7 @@ import click
 from kdbench import __version__
 from kdbench.cli._usage import in_one_line
 from kdbench.errors import KdbenchError, did_you_mean
+from kdbench.redact import hide, redact
 
 if TYPE_CHECKING:
     from kdbench.registry import Registry
@@ -28,6 +29,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("kdbench.cli.compare:compare", "Compare two sets of results."),
     "bench": ("kdbench.cli.bench:bench", "Run the benchmark suite, keep and compare its results."),
     "leaderboard": ("kdbench.cli.leaderboard:leaderboard", "Build or check leaderboards from records."),
+    "submit": ("kdbench.cli.submit:submit", "Bring the records of a run to a leaderboard."),
+    "reproduce": ("kdbench.cli.reproduce:reproduce", "Run one cell again from its record, and compare."),
+    "tune": ("kdbench.cli.tune:tune", "Search hyper-parameters, with one budget for all methods."),
     "prepare": ("kdbench.cli.prepare:prepare", "Fetch data and train the teachers of a matrix."),
     "sync": ("kdbench.cli.sync:sync", "Replay records into a tracking store."),
     "ui": ("kdbench.cli.ui:ui", "Open the tracking store's web page."),
@@ -113,13 +117,24 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("kdbench: interrupted", err=True)
             ctx.exit(130)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception:
+            # a fault of kdbench's own, with its traceback, unless that would tell a password
+            import traceback
+
+            text = traceback.format_exc()
+            if (told := hide(text)) == text:
+                raise
+            click.echo(told, err=True, nl=False)
+            ctx.exit(1)
 
     def _fail(self, ctx: click.Context, message: str, code: int) -> None:
         # The group's own parameters are read, because parsing may fail before the settings exist.
         if ctx.params.get("verbose"):
             import traceback
 
-            click.echo(traceback.format_exc(), err=True, nl=False)
+            click.echo(redact(traceback.format_exc()), err=True, nl=False)
         sys.stdout.flush()
         click.echo(f"kdbench: error: {message}", err=True)
         ctx.exit(code)

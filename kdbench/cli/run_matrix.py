@@ -13,6 +13,7 @@ from kdbench.cli._warnings import print_warnings
 if TYPE_CHECKING:
     from kdbench.launch.plan import Plan, PlannedCell
     from kdbench.matrix.word_or_number import WordOrNumber
+    from kdbench.results.schema import Labels
 
 
 @click.command("run-matrix")
@@ -81,6 +82,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder of run folders.",
 )
+@click.option(
+    "--system-metrics/--no-system-metrics",
+    default=True,
+    show_default=True,
+    help="Sample the load of the machine every 10 s, where psutil is installed; never while speed is measured.",
+)
 @click.pass_obj
 def run_matrix(
     settings: Any,
@@ -98,6 +105,7 @@ def run_matrix(
     sinks: tuple[str, ...],
     tracking_uri: str | None,
     runs: Path,
+    system_metrics: bool,
 ) -> None:
     """Run MATRIX, a file or the name of a shipped matrix.
 
@@ -145,6 +153,7 @@ def run_matrix(
         gang=gang,
         threads=threads,
         slots_per_gpu=slots,
+        system_metrics=system_metrics,
     )
     session = Session(registry, plan, options, make_progress())
     if dry_run:
@@ -161,7 +170,7 @@ def run_matrix(
             "--rerun changed runs them again",
             err=True,
         )
-    if not session.open_cells():
+    if session.idle():
         print_warnings(plan)
         _print_failures(plan)
         click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")
@@ -241,7 +250,7 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
         table.add_column(column)
     for cell in plan.cells:
         names = cell.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = _kind(names)
         again = cell.status not in ("to run", "interrupted") and cell in open_cells
         status = f"{cell.status}, again" if again else cell.status
         # as text: labels may have square brackets, which rich takes for markup
@@ -252,6 +261,11 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
         if cell.status == "not_applicable":
             click.echo(f"not applicable: {cell.label}: {cell.reason}")
     click.echo(f"{len(open_cells)} cell(s) would run")
+
+
+def _kind(names: Labels) -> str:
+    track = "" if names.track == "default" else f" ({names.track})"
+    return track if names.role == "student" else f" ({names.role}){track}"
 
 
 def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
@@ -269,7 +283,8 @@ def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     records = [r for r in found if r["status"] == "done" or r["cell_id"] in known]
     board = plan.run.path / "board"
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
-    build_board(records, board, title=title, description=plan.matrix.matrix.description)
+    description = plan.matrix.matrix.description
+    build_board(records, board, title=title, description=description, run=plan.run.path)
     if all(cell.file.only_speed for cell in plan.cells):
         _print_speeds(plan)
     else:
@@ -317,7 +332,7 @@ def _print_table(plan: Plan) -> None:
     rows: dict[tuple[str, ...], list[float | None]] = {}
     for cell in plan.cells:
         names = cell.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = _kind(names)
         value = None
         if cell.status == "done":
             record = read_record_dict(cell.folder / "result.json")
@@ -340,6 +355,6 @@ def _print_table(plan: Plan) -> None:
 def _point(plan: Plan, sinks: tuple[str, ...]) -> None:
     name = plan.matrix.matrix.name
     click.echo(f"board:   {plan.run.path / 'board' / 'index.html'}")
-    click.echo(f"publish: kdbench leaderboard build leaderboards/{name} --from {plan.run.path}")
+    click.echo(f"publish: kdbench submit {plan.run.path} --board {name}")
     if "mlflow" in sinks:
         click.echo("mlflow:  kdbench ui")

@@ -111,7 +111,17 @@ def _groups(jobs: Sequence[Job], cells: Mapping[str, CellFile]) -> list[list[Job
 
 def _data(cell: CellFile) -> str:
     data = cell.dataset.model_dump(exclude={"label"})
-    return _text([cell.task, data, cell.recipe.model_dump(mode="json"), cell.seed, cell.device, cell.threads])
+    return _text(
+        [
+            cell.task,
+            data,
+            cell.recipe.model_dump(mode="json"),
+            cell.seed,
+            cell.trial,
+            cell.device,
+            cell.threads,
+        ]
+    )
 
 
 def _text(value: Any) -> str:

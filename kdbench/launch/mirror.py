@@ -37,6 +37,10 @@ class Mirrors:
         self._names = [n for n in names if n != "none"]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kdbench-sinks")
 
+    def __bool__(self) -> bool:
+        """Whether there is any sink."""
+        return bool(self._names)
+
     def open(self, matrix: Mapping[str, Any], uri: str | None) -> None:
         """Open every sink."""
         self._later(self._open, matrix, uri)
@@ -48,6 +52,14 @@ class Mirrors:
     def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         """Add metrics that only the whole matrix can tell, where a sink takes them."""
         self._later(self._each, lambda s: s.annotate(cell_id, metrics) if hasattr(s, "annotate") else None)
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Mirror what is said of the seeds of each row together, where a sink takes it."""
+        self._later(self._each, lambda s: s.summarise(rows) if hasattr(s, "summarise") else None)
+
+    def observe(self, samples: Sequence[Mapping[str, float]]) -> None:
+        """Mirror how busy the machine was, where a sink takes it."""
+        self._later(self._each, lambda s: s.observe(samples) if hasattr(s, "observe") else None)
 
     def close(self, status: str) -> None:
         """Close every sink that still works, when all that came before is written."""

@@ -13,9 +13,10 @@ from typing import Any
 from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.matrix import CellSpec, LoadedMatrix
+from kdbench.matrix.tune import DEFAULT
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
-from kdbench.results.seal import check_seal
+from kdbench.results.content import refuse_edited
 from kdbench.results.store import RunFolder, read_record_dict
 
 
@@ -60,11 +61,18 @@ class PlannedCell:
     def id(self) -> str:
         return self.file.cell_id
 
+    def take_after(self, other: PlannedCell) -> None:
+        """Take over what building the networks told of a cell with the same ones."""
+        self.macs, self.images, self.teaching = other.macs, other.images, other.teaching
+        if other.status == "not_applicable":
+            self.status, self.reason = other.status, other.reason
+
     @property
     def label(self) -> str:
         """Short text for people: variant, pair and seed."""
         names = self.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = "" if names.role == "student" else f" ({names.role})"
+        role += "" if names.track == DEFAULT else f" ({names.track})"
         return f"{names.variant} | {names.pair} | {names.dataset} | seed {names.seed}{role}"
 
 
@@ -88,7 +96,7 @@ def look(cell: PlannedCell, registry: Registry) -> None:
     if path.exists():
         try:
             record = read_record_dict(path)
-            check_seal(record, path)
+            refuse_edited(record, path)
             if record["cell_id"] != cell.id:
                 raise RecordError(f"{path}: cell_id is that of another cell")
         except KdbenchError as e:

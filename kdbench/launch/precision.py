@@ -1,8 +1,8 @@
-"""``precision: auto``: what it stands for on the device, settled before any cell has an id."""
+"""``precision: auto`` and ``compile: auto``: what they stand for on the device, settled before cells have ids."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kdbench.errors import KdbenchError
@@ -11,19 +11,26 @@ from kdbench.matrix import CellSpec
 from kdbench.matrix.recipe import Recipe
 
 
-def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> tuple[list[CellSpec], str | None]:
-    """Return the cells with what ``auto`` stands for, and a line that says it; None where no recipe has it.
+def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> tuple[list[CellSpec], list[str]]:
+    """Return the cells with what ``auto`` stands for, and a line for each key of which a recipe has it.
 
-    There is one answer for all cells, so that methods compare.
+    There is one answer for all cells, so that methods compare. On a GPU ``compile: auto`` stays: there each cell
+    finds out for itself.
 
     Raises KdbenchError where the device cannot be used.
     """
-    if not any(_open(spec) for spec in specs):
-        return list(specs), None
+    keys = [key for key in ("precision", "compile") if any(_open(spec, key) for spec in specs)]
+    if not keys:
+        return list(specs), []
     answer = resolver.ask([{"ask": "device", "device": device, "precisions": []}])[0]
     if answer["error"]:
         raise KdbenchError(answer["error"])
-    return [_settled(spec, answer["auto"]) for spec in specs], _told(answer["auto"], answer["device"])
+    stands = {"precision": answer["auto"]} if "precision" in keys else {}
+    notes = [_told(answer["auto"], answer["device"])] if stands else []
+    if "compile" in keys and answer["device"] == "cpu":
+        stands["compile"] = "none"
+        notes.append("compile auto: none on the CPU")
+    return [_settled(spec, stands) for spec in specs], notes
 
 
 def _told(precision: str, device: str) -> str:
@@ -36,14 +43,15 @@ def _told(precision: str, device: str) -> str:
     return f"precision auto: {precision} on this {'CPU' if device == 'cpu' else 'GPU'}, {why}"
 
 
-def _open(spec: CellSpec) -> bool:
+def _open(spec: CellSpec, key: str) -> bool:
     recipes = [spec.recipe, *([spec.teacher.recipe] if spec.teacher else [])]
-    return any(r.precision == "auto" for r in recipes)
+    return any(getattr(r, key) == "auto" for r in recipes)
 
 
-def _settled(spec: CellSpec, precision: str) -> CellSpec:
+def _settled(spec: CellSpec, stands: Mapping[str, str]) -> CellSpec:
     def of(recipe: Recipe) -> Recipe:
-        return recipe if recipe.precision != "auto" else recipe.model_copy(update={"precision": precision})
+        update = {key: value for key, value in stands.items() if getattr(recipe, key) == "auto"}
+        return recipe.model_copy(update=update) if update else recipe
 
     teacher = spec.teacher and replace(spec.teacher, recipe=of(spec.teacher.recipe))
     return replace(spec, recipe=of(spec.recipe), teacher=teacher)

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
-from kdbench.launch.failure import failure_record, write_failure
+from kdbench.launch.elsewhere import known_options, place_of, shares_at
+from kdbench.launch.failure import clean_log, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
 from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors, prepare
+from kdbench.launch.notes import annotate, matrix_facts, note_not_applicable, write_matrix
 from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
 from kdbench.launch.planned import look
-from kdbench.launch.progress import CUT, Progress, clock_text
+from kdbench.launch.progress import CUT, Progress, clock_text, outcome
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
+from kdbench.launch.signals import asked_to_stop
+from kdbench.launch.system import SystemSampler, has_gpu_driver
 from kdbench.launch.teacher_plan import describe
-from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
-from kdbench.results.speed_row import fastest
-from kdbench.results.store import (
-    atomic_write_json,
-    read_record,
-    read_record_dict,
-    remove_unfinished,
-    write_record,
-)
+from kdbench.results.store import atomic_write_json, read_record_dict, remove_unfinished
 
 #: Statuses that ``--rerun failed`` takes up again.
 FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
@@ -65,6 +59,8 @@ class Options:
     slots_per_gpu: Slots | None = None
     #: ``auto``, ``off`` or the most cells of a gang; None: as the matrix says
     gang: Wish | None = None
+    #: whether to sample how busy the machine is, where psutil is installed
+    system_metrics: bool = True
 
 
 class Session:
@@ -80,7 +76,15 @@ class Session:
         self._shares = Shares(1, None, 0)
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
+        self._gpus = 0
         self._noted: set[str] = set()
+        self._launcher = registry.get("launchers", options.launcher).load()
+        self._told_launcher = known_options(registry, plan, options.launcher)
+        self._place = place_of(self._launcher, self._told_launcher, options.device)
+
+    def idle(self) -> bool:
+        """Return whether there is nothing to run and nothing to hear of."""
+        return not self.open_cells() and not (self._place is not None and self._place.news)
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
@@ -110,16 +114,18 @@ class Session:
         folder = self._plan.run.path
         cells = self.open_cells()
         done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
-        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
+        again = sum(c.status == "done" for c in cells)
+        finished = f"{again} of them done before" if again else f"{done} finished before"
+        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {finished}"
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
         # both take seconds and need nothing of each other, nor of the next lines; planning may have begun them
-        warm_up()
+        if self._place is None:
+            warm_up()
         prepare(self._registry, self._options.sinks)
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
-        if self._shares.warning:
-            self._progress.note(f"warning: {self._shares.warning}")
+        self._tell(self._doubts(cells))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".lock")
@@ -133,17 +139,19 @@ class Session:
             cells = self._still_open(cells)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
-            self._write_matrix()
+            write_matrix(self._plan)
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
-            self._outlook.plan(jobs, self._shares.workers)
-            self._mirrors.open(self._facts(), self._options.tracking_uri)
-            self._note_not_applicable()
-            self._fire("kdbench_matrix_started", plan=self._facts())
+            self._arrange(jobs, gpus, self._launcher)  # for the time that it will take
+            self._mirrors.open(matrix_facts(self._plan), self._options.tracking_uri)
+            note_not_applicable(self._plan, self._mirrors)
+            self._fire("kdbench_matrix_started", plan=matrix_facts(self._plan))
+            if self._outlook.forecast.knows:
+                self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
-            with self._signals():
+            with asked_to_stop(self._stop), self._watched():
                 self._launch(jobs, gpus)
-            self._annotate()
+            annotate(self._plan, self._mirrors)
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
             self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
             self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
@@ -166,6 +174,8 @@ class Session:
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
             return self._answer
+        if self._place is not None:
+            return self._place.device, 0
         question = {
             "ask": "device",
             "device": self._options.device,
@@ -196,20 +206,19 @@ class Session:
             label=cell.label,
             after=tuple(a for a in cell.after if a in chosen or self._cells[a].status != "done"),
             timeout_s=cell.spec.timeout_s,
+            method=cell.file.method,
             cost=self._outlook.forecast.cost(cell.id),
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        cls = self._registry.get("launchers", self._options.launcher).load()
         total = len(jobs)
-        jobs = self._arrange(jobs, gpus, cls)
+        jobs = self._arrange(jobs, gpus, self._launcher)
         self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
-        options: dict[str, Any] = {"workers": workers, "gpus": gpus, "cost": self._outlook.cost}
+        options = {**self._told_launcher, "workers": workers, "gpus": gpus, "cost": self._outlook.cost}
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
-        launcher = cls(options)
-        launcher.run(jobs, self._on_event, lambda: self._stops)
+        self._launcher(options).run(jobs, self._on_event, lambda: self._stops)
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -222,6 +231,12 @@ class Session:
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
+        self._gpus = gpus
+        if self._place is not None:
+            asked = self._options
+            self._shares = shares_at(self._place, len(cells), asked.workers, asked.threads)
+            self._outlook = Outlook(forecast_of(self._plan, device))
+            return
         slots = self._slots_per_gpu
         self._shares = share_out(
             cores(),
@@ -264,11 +279,26 @@ class Session:
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""
-        return self._told(self._preview(), len(self.open_cells()))
+        cells = self.open_cells()
+        lines = self._told(self._preview(), len(cells))
+        return lines + self._doubts(cells)
+
+    def _doubts(self, cells: Sequence[PlannedCell]) -> list[str]:
+        """Return warnings of what was asked for and does not go well with the machine."""
+        found = [self._shares.warning] if self._shares.warning else []
+        if self._options.slots_per_gpu is not None and not self._gpus:
+            found.append("--slots-per-gpu changes nothing: cells run on the CPU, where --workers counts")
+        graphs = sum(c.file.recipe.compile == "graph" for c in cells)
+        if graphs and not self._gpus:
+            found.append(f"{graphs} cell(s) have recipe.compile: graph, which needs a GPU, and here is none")
+        return [f"warning: {text}" for text in found]
 
     def expected(self) -> str:
         """Return a line on how long the open cells will take."""
         self._preview()
+        return self._expected()
+
+    def _expected(self) -> str:
         seconds = self._outlook.left()
         if seconds is None:
             return "expected time: unknown before the first cells"
@@ -278,21 +308,26 @@ class Session:
         """Return the jobs that would be launched; nothing is written."""
         cells = self.open_cells()
         device, gpus = "cpu", 0
-        if self._options.device != "cpu" and _has_gpu_driver():
+        if self._place is not None or (self._options.device != "cpu" and has_gpu_driver()):
             with suppress(KdbenchError):  # a plan may be made for another machine than this one
                 device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, chosen) for c in cells]
-        cls = self._registry.get("launchers", self._options.launcher).load()
-        return self._arrange(jobs, gpus, cls)
+        return self._arrange(jobs, gpus, self._launcher)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
-        cell = self._cells[event["cell_id"]]
         kind = event["event"]
+        if kind == "note":
+            self._progress.note(event["message"])
+            return
+        if kind == "found" and event["cell_id"] not in self._cells:
+            return  # of cells that the matrix has no more
+        cell = self._cells[event["cell_id"]]
         facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
-        if kind not in ("finished", "died"):
+        if kind not in ("finished", "died", "found"):
             self._outlook.see(event)
+        clean_log(cell.folder, kind)
         if kind == "started":
             self._progress.cell_started(cell)
             self._fire("kdbench_cell_started", cell=facts)
@@ -304,6 +339,10 @@ class Session:
         elif kind == "interrupted":
             cell.status = "interrupted"
             self._progress.cell_ended(cell, CUT, "saved; the same command resumes it")
+        elif kind == "found":
+            record = read_record_dict(cell.folder / "result.json")
+            self._mirrors.write(record, cell.folder)
+            self._fire("kdbench_cell_finished", cell=facts, record=record)
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:
@@ -317,82 +356,35 @@ class Session:
             cell.status = record["status"]
             cell.reason = (record.get("error") or {}).get("message")
             self._outlook.see(event, record)
-            self._progress.cell_ended(cell, cell.status, _outcome(record))
+            self._progress.cell_ended(cell, cell.status, outcome(record))
             self._mirrors.write(record, cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
-
-    def _annotate(self) -> None:
-        """Tell the sinks what takes the whole matrix to know."""
-        from kdbench.leaderboard.gap import cell_gaps
-
-        records = []
-        for cell in self._plan.cells:
-            if cell.status == "done":
-                records.append(read_record(cell.folder / "result.json"))
-        for cell_id, gap in cell_gaps(records).items():
-            self._mirrors.annotate(cell_id, {"final/gap_closed": gap})
-
-    def _note_not_applicable(self) -> None:
-        """Leave a record of cells that cannot be, so that a board shows them with the reason."""
-        for cell in self._plan.cells:
-            if cell.status != "not_applicable":
-                continue
-            path = cell.folder / "result.json"
-            if path.exists() and read_record_dict(path)["status"] == "not_applicable":
-                continue
-            content = cell.file.model_dump(mode="json")
-            record = failure_record(content, "not_applicable", cell.reason or "", type_="NotApplicable")
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(cell.folder / "cell.json", content)
-            write_record(cell.folder, record)
-            self._mirrors.write(record.model_dump(mode="json"), cell.folder)
-
-    def _write_matrix(self) -> None:
-        matrix = self._plan.matrix.matrix
-        facts = {
-            "name": matrix.name,
-            "protocol": PROTOCOL,
-            "title": matrix.title,
-            "description": matrix.description,
-            "sha256": self._plan.matrix.text_sha256,
-        }
-        atomic_write_json(self._plan.run.path / "matrix.json", facts)
-
-    def _facts(self) -> dict[str, Any]:
-        matrix = self._plan.matrix.matrix
-        cells = [{"cell_id": c.id, "status": c.status, "label": c.label} for c in self._plan.cells]
-        return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": cells}
 
     def _fire(self, hook: str, **arguments: Any) -> None:
         for warning in self._registry.fire(hook, **arguments):
             self._progress.note(f"warning: {warning}")
 
     @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def ask(number: int, frame: Any) -> None:
-            self._stops += 1
-            text = "stopping: running cells save their state (once more to kill them)"
-            self._progress.note(text if self._stops == 1 else "killing the workers")
-
-        old: dict[int, Callable[..., Any] | int | None] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, ask)
+    def _watched(self) -> Iterator[None]:
+        """Sample the machine meanwhile, for the sinks."""
+        if not self._options.system_metrics or self._place is not None:
+            yield
+            return
+        sampler = SystemSampler(self._plan.run.path)
+        sampler.start()
         try:
             yield
         finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+            sampler.close()
+        self._mirrors.observe(sampler.samples)
 
-
-def _has_gpu_driver() -> bool:
-    """Return whether it is worth a process with torch, which takes seconds, to ask for GPUs."""
-    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
-
-
-def _outcome(record: Mapping[str, Any]) -> str:
-    if record["status"] != "done":
-        return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
-    if record.get("speeds"):
-        return fastest(record["speeds"])
-    last = record["deployables"][record["primary"]]["last"]
-    return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")
+    def _stop(self) -> None:
+        """Note that the user wants to leave, and say what that means."""
+        self._stops += 1
+        if self._place is not None and self._place.leaving:
+            text = self._place.leaving
+        elif self._stops == 1:
+            text = "stopping: running cells save their state (once more to kill them)"
+        else:
+            text = "killing the workers"
+        self._progress.note(text)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.launch.life import kill_group, tie
 from kdbench.launch.log import bound, flush, keep_bounded, redirect
+from kdbench.redact import scrub
 
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
@@ -42,8 +43,9 @@ def run_folder(
     """Run the cell in `folder`. Returns an exit code; the record is on disk unless it was interrupted."""
     import torch
 
-    from kdbench.engine.cell import CellTrainer, now, read_cell
+    from kdbench.engine.cell import now, read_cell
     from kdbench.engine.speed.cell import SpeedCell
+    from kdbench.engine.trial import trainer_of
     from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
     from kdbench.results.store import remove_unfinished
@@ -61,7 +63,7 @@ def run_folder(
     hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop)
     try:
         registry = Registry.load(disable=cell.disable_plugins)
-        runner = SpeedCell if cell.only_speed else CellTrainer
+        runner = SpeedCell if cell.only_speed else trainer_of(folder)
         runner(folder, registry, hooks).run()
     except Exception as e:
         return conclude(folder, cell, registry, e, started, report)
@@ -265,6 +267,7 @@ def serve(
                 stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
+    lock_bars()
     try:
         code = run(report, stop)
     except BaseException:
@@ -273,4 +276,17 @@ def serve(
         code = FAILED
     flush()
     bound()
+    scrub(log / "log.txt")
     os._exit(code)
+
+
+def lock_bars() -> None:
+    """Let progress bars, which torch has while it compiles, lock threads and not processes.
+
+    A semaphore of processes would be left behind by :func:`os._exit`, and Python warns of it on the terminal once
+    the command is done. This process is the only one that writes to its log.
+    """
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())

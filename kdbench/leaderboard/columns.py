@@ -58,7 +58,7 @@ def _spread(row: Row) -> str:
 def _interval(row: Row) -> str:
     s = row.last
     if s.ci95_low is None or s.ci95_high is None:
-        return NULL
+        return f"{NULL} ({s.why})" if s.n > 1 and s.why else NULL
     return f"{number(s.ci95_low, 2)} to {number(s.ci95_high, 2)}"
 
 
@@ -82,6 +82,12 @@ VARIANT = Column(
     "Method", "Method with what was changed from its defaults", "what", lambda r: r.labels.variant
 )
 STUDENT = Column("Student", "Architecture of the deployed network", "what", lambda r: r.labels.student)
+SEARCH = Column(
+    "Search",
+    "Trials of the method's search, and the hyper-parameters that it found",
+    "accuracy",
+    lambda r: r.search or NULL,
+)
 SEEDS = Column("Seeds", "Finished cells of planned cells", "accuracy", _n, lambda r: float(len(r.done)))
 
 COLUMNS: tuple[Column, ...] = (
@@ -95,7 +101,11 @@ COLUMNS: tuple[Column, ...] = (
         lambda r: r.last.mean,
     ),
     Column(
-        "95 % interval", "Student's t interval of the mean", "accuracy", _interval, lambda r: r.last.ci95_low
+        "95 % interval",
+        "Student's t interval of the mean; none if all seeds are equal",
+        "accuracy",
+        _interval,
+        lambda r: r.last.ci95_low,
     ),
     Column(
         "Gap closed",
@@ -192,11 +202,16 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def columns(rows: Sequence[Row], references: Sequence[str] = (), *, with_student: bool) -> tuple[Column, ...]:
-    """Return the columns of a table of `rows`; those of comparisons only where there is something to compare."""
+def columns(
+    rows: Sequence[Row], references: Sequence[str] = (), *, with_student: bool, searched: bool = False
+) -> tuple[Column, ...]:
+    """Return the columns of a table of `rows`; those of comparisons only where there is something to compare.
+
+    `searched`: the methods' hyper-parameters were searched, so there is a column for how far.
+    """
     from kdbench.leaderboard.compared_columns import compared_columns
 
-    first = (VARIANT, STUDENT) if with_student else (VARIANT,)
+    first = (VARIANT, *((STUDENT,) if with_student else ()), *((SEARCH,) if searched else ()))
     rest = COLUMNS[1:]
     at = next(n for n, column in enumerate(rest) if column.group == "cost")
     return (*first, *rest[:at], *compared_columns(rows, references), *rest[at:])

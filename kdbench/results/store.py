@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
-from kdbench.results.seal import check_seal, seal_of
+from kdbench.redact import hidden
+from kdbench.results.content import KEY, content_sha256, refuse_edited
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Record
 
 #: Largest ``result.json`` that is read, in bytes.
 MAX_RECORD_BYTES = 4 * 1024 * 1024
+#: Largest ``curves.jsonl`` that is read, in bytes: a hundred thousand epochs.
+MAX_CURVES_BYTES = 64 * 1024 * 1024
 RESULT = "result.json"
 CURVES = "curves.jsonl"
 _CELL_ID = re.compile(r"[0-9a-f]{64}\Z")
@@ -87,13 +90,23 @@ def read_limited(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from error
     if len(data) > limit:
-        raise RecordError(f"{path}: larger than {limit // 1024} KiB, the limit of a record")
+        raise RecordError(f"{path}: larger than {limit // 1024} KiB, the limit of such a file")
     return data
 
 
+def refuse_link(path: Path) -> None:
+    """Raise RecordError for a link: in somebody's pull request it could point anywhere on this machine."""
+    if path.is_symlink():
+        raise RecordError(f"{path}: is a link, expected a plain file or folder")
+
+
 def parse_record(data: bytes, where: str | Path) -> Record:
-    """Validate the bytes of a record. Raises RecordError: one line with `where` and the first problem."""
+    """Validate the bytes of a record, its digest included where it carries one.
+
+    Raises RecordError: one line with `where` and the first problem.
+    """
     from pydantic import ValidationError
+    from pydantic_core import from_json
 
     from kdbench.results.schema import Record
 
@@ -102,8 +115,8 @@ def parse_record(data: bytes, where: str | Path) -> Record:
     except ValidationError as error:
         raise RecordError(f"{where}: {_first_problem(error)}") from error
     _refuse_infinite(record, where)
-    if record.seal is not None:
-        check_seal(json.loads(data), where)
+    if record.content_sha256 is not None:
+        refuse_edited(from_json(data), where)
     return record
 
 
@@ -118,6 +131,7 @@ def validate_record(obj: Mapping[str, Any], where: str | Path) -> Record:
     except ValidationError as error:
         raise RecordError(f"{where}: {_first_problem(error)}") from error
     _refuse_infinite(record, where)
+    refuse_edited(obj, where)
     return record
 
 
@@ -132,7 +146,9 @@ def _first_problem(error: Any) -> str:
 
 def _refuse_infinite(record: Record, where: str | Path) -> None:
     """The typed fields are finite by their types; the free ones are looked at here."""
-    for part, value in (("identity", record.identity), ("environment", record.environment)):
+    found = record.tuning
+    free = [("tuning.space", found.space), ("tuning.params", found.params)] if found is not None else []
+    for part, value in [("identity", record.identity), *free]:
         if not _finite(value):
             raise RecordError(f"{where}: {part}: numbers must be finite")
 
@@ -176,7 +192,7 @@ def read_record_dict(path: str | Path) -> dict[str, Any]:
 
 
 def write_record(folder: str | Path, record: Record, *, overwrite: bool = False) -> None:
-    """Write ``result.json`` into a cell's folder, which is made if needed, and seal it.
+    """Write ``result.json`` into a cell's folder, which is made if needed; `record` gets its digest.
 
     Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, OSError.
     """
@@ -190,7 +206,11 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
             raise RecordError(f"{path}: holds a finished result; it is replaced only on request")
     path.parent.mkdir(parents=True, exist_ok=True)
     content = record.model_dump(mode="json")
-    atomic_write_json(path, {**content, "seal": seal_of(content)})
+    # what exceptions, warnings and the environment say; identity and labels are the matrix's own words
+    for part in ("error", "warnings", "environment", "speeds"):
+        content[part] = hidden(content[part])
+    content[KEY] = record.content_sha256 = content_sha256(content)
+    atomic_write_json(path, content)
 
 
 def put_record_aside(folder: Path) -> None:
@@ -209,12 +229,9 @@ def read_curves(folder: str | Path) -> list[dict[str, Any]]:
     A last line that a kill cut off is left out. Raises RecordError for a broken line before the last.
     """
     path = Path(folder) / CURVES
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from error
+    lines = read_limited(path, MAX_CURVES_BYTES).split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     rows: list[dict[str, Any]] = []
@@ -293,6 +310,16 @@ class RunFolder:
                 on_error(error)
                 continue
             yield folder, record
+
+    def good_records(self) -> list[Record]:
+        """Return every record that is valid and in its own folder, in the order of cell ids."""
+        good = []
+        for folder in self.cell_folders():
+            with contextlib.suppress(RecordError):
+                record = read_record(folder / RESULT)
+                if record.cell_id == folder.name:
+                    good.append(record)
+        return good
 
     def failures(self) -> list[tuple[Path, dict[str, Any]]]:
         """Return (cell folder, record) of every readable record whose status is not ``done``."""

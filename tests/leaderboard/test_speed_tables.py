@@ -6,7 +6,7 @@ import csv
 import io
 
 import pytest
-from factories import make_record, make_speed_record, make_speed_row
+from factories import make_record, make_speed_record, make_speed_row, signed
 
 from kdbench.leaderboard.board import make_board
 from kdbench.leaderboard.build import render_board
@@ -89,14 +89,14 @@ def test_a_board_of_speeds_is_built_and_checked(tmp_path):
     names = "a", "<blink>"
     (tmp_path / "records").mkdir()
     for record in [make_speed_record(n, [fast(900.0), fast(1.0, batch_size=1)]) for n in names]:
-        atomic_write_json(tmp_path / "records" / f"{record['cell_id']}.json", record)
+        atomic_write_json(tmp_path / "records" / f"{record['cell_id']}.json", signed(record))
     assert build_folder(tmp_path) == 2
     assert check_folder(tmp_path) == []
     lines = list(csv.DictReader(io.StringIO((tmp_path / "speeds.csv").read_text())))
     assert [line["images_per_s"] for line in lines] == ["900.0000", "1.0000"] * 2
     assert {line["model"] for line in lines} == set(names)
-    page = (tmp_path / "index.html").read_text()
-    assert "Rank by images/s" in page
+    page = (tmp_path / "README.md").read_text()
+    assert "Ranked by images/s" in page
     assert "<blink>" not in page
     (tmp_path / "speeds.csv").write_text("model\n")
     assert "speeds.csv: line 1 is not what the records give" in check_folder(tmp_path)[0]
