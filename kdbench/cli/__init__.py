@@ -42,7 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 #: Failures of the machine or of permissions, not of kdbench: told in one line.
-_PLAIN_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_PLAIN_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass

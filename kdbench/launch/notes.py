@@ -10,9 +10,13 @@ from kdbench.launch.plan import Plan
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.results.store import atomic_write_json, read_record_dict, write_record
 
+#: In a run folder: its board is not made yet, or not made whole.
+BOARD_DUE = ".board-due"
+
 
 def write_matrix(plan: Plan) -> None:
-    """Write ``matrix.json`` into the run folder. Raises OSError."""
+    """Write ``matrix.json`` into the run folder, and note that its board is due. Raises OSError."""
+    (plan.run.path / BOARD_DUE).touch()
     matrix = plan.matrix.matrix
     facts = {
         "name": matrix.name,

@@ -68,7 +68,11 @@ def write_site(boards: Sequence[SiteBoard], out: Path) -> Path:
             path.unlink()
         # 5 MB that rarely change: left alone where they are there already
         if not (name.endswith("plotly.min.js") and path.exists() and path.stat().st_size == len(content)):
-            path.write_bytes(content)
+            try:
+                path.write_bytes(content)
+            except OSError as error:
+                error.filename = str(path)  # a write knows no name
+                raise
         written.append(name)
     if (out / MANIFEST).is_symlink():
         (out / MANIFEST).unlink()
