@@ -205,7 +205,8 @@ def test_accuracy_over_cost_is_drawn_over_the_chosen_axis(show, site):
     title = lambda b: b.find_element(By.CSS_SELECTOR, "#pareto .xtitle").text  # noqa: E731
     assert title(page) == "Training step, ms (less is better)"
     labels = {t.text for t in page.find_elements(By.CSS_SELECTOR, "#pareto .textpoint")}
-    assert labels == {"vanilla", "kd", "dkd"}
+    assert len(labels) == 4
+    assert labels > {"vanilla", "kd", "dkd"}
     Select(page.find_element(By.ID, "pareto-axis")).select_by_visible_text("Training, images/s")
     wait(page, lambda b: title(b) == "Training, images/s (more is better)")
     Select(page.find_element(By.ID, "pareto-table")).select_by_index(1)

@@ -52,6 +52,7 @@ def fill(ballast: Path, free: int) -> None:
             file.truncate(keep)
 
 
+@pytest.mark.faults
 def test_full_disk(cases: Any, check: Any, kdbench: Any, tmp_path: Path, small_disk: Path | None) -> None:
     """It is full at the matrix, then at a cell, a log, a checkpoint, a record; each time a little later."""
     case = cases.get("few", methods=METHODS)

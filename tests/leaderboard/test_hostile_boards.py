@@ -19,7 +19,7 @@ from kdbench.results.system import read_samples
 def board(path, *records):
     (path / "records").mkdir(parents=True)
     for record in records or (make_record(),):
-        (path / "records" / f"{record['cell_id']}.json").write_text(json.dumps(record))
+        (path / "records" / f"{record['cell_id']}.json").write_text(json.dumps(signed(record)))
     return path
 
 
