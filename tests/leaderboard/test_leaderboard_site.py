@@ -117,7 +117,11 @@ def test_a_cell_has_its_own_curves_and_a_long_one_is_thinned():
     found = records()
     long = Curve(
         tuple(range(1, 241)),
-        {"train_loss": (1.0,) * 240, "val_top1": (None,) * 240, "test_top1": tuple(e / 4 for e in range(240))},
+        {
+            "train_loss": (1.0,) * 240,
+            "val_top1": (None,) * 240,
+            "test_top1": tuple(e / 4 for e in range(240)),
+        },
     )
     first = found[0].cell_id
     files = render(site_board("b", "boards/b", found, curves={first: long}))
