@@ -28,7 +28,7 @@ from kdbench.engine.teachers import doubts, load_cell_weights, load_checkpoint, 
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.route import route_epochs
-from kdbench.measure.environment import capture, peak_memory_mb
+from kdbench.measure.environment import Environment, capture, peak_memory_mb
 from kdbench.measure.operations import macs, parameters
 from kdbench.measure.throughput import measure, median_seconds
 from kdbench.protocol.method import Method
@@ -90,8 +90,11 @@ class CellTrainer:
         self._confusion: torch.Tensor | None = None
         self._started = now()
 
-    def run(self) -> Record:
-        """Run the cell to its record. Raises what the cell's code raises; the caller turns it into a status."""
+    def run(self) -> Record | None:
+        """Run the cell to its record. Raises what the cell's code raises; the caller turns it into a status.
+
+        Of several processes of a cell one has the record, the others return None.
+        """
         turns = self.turns()
         while True:
             try:
@@ -99,7 +102,7 @@ class CellTrainer:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
-    def turns(self) -> Generator[None, None, Record]:
+    def turns(self) -> Generator[None, None, Record | None]:
         """Run the cell as :meth:`run` does, and stop before each step, so that others can have a turn."""
         self.hooks.gate()
         clock = self.sharing.clock
@@ -119,6 +122,7 @@ class CellTrainer:
                 wanted=self.hooks.wanted,
                 keep=lambda epochs: self._keep_files(run, epochs),
                 clock=clock,
+                group=self.sharing.group,
             )
             # networks are made under seeds of their own, so training starts from the same state whatever
             # a method did in setup
@@ -126,10 +130,13 @@ class CellTrainer:
             loop.at.setup_s, loop.at.fill_s = clock() - began - self._fill_s, self._fill_s
             yield from loop.steps()
             at = loop.at
+            if not self._lead:
+                return None
             self._write_curves(at)
             record = self._record(run, method, at)
         finally:
             run.close()
+            self.sharing.close()
         return record
 
     def _setup(self) -> tuple[CellRun, Method]:
@@ -158,7 +165,7 @@ class CellTrainer:
             task,
             task_data,
             self.device,
-            self.folder,
+            self.sharing.workdir(self.folder),
             route=route,
             load_teacher=self._load_teacher,
         )
@@ -201,7 +208,13 @@ class CellTrainer:
                 ref.normalization = {"mean": list(expected.mean), "std": list(expected.std)}
             self.warnings += doubts(handle.name, source, handle.net, run.data)
 
+    @property
+    def _lead(self) -> bool:
+        return self.sharing.group is None or self.sharing.group.lead
+
     def _on_epoch(self, row: dict[str, Any]) -> None:
+        if not self._lead:
+            return
         with (self.folder / "curves.jsonl").open("a") as f:
             f.write(json.dumps(row) + "\n")
         self.hooks.epoch(row)
@@ -221,6 +234,8 @@ class CellTrainer:
 
     def _keep_files(self, run: CellRun, epochs: int) -> None:
         """Keep what belongs to the epoch that is over, before the checkpoint says that it is."""
+        if not self._lead:
+            return
         if self._confusion is not None:
             write_confusion(self.folder, run.data.class_names, self._confusion.tolist())
             self._confusion = None
@@ -282,12 +297,7 @@ class CellTrainer:
             teachers=self.teacher_refs,
             floors=dict(task.floors(run.task_data)),
             tuning=cell.tuning,
-            environment=capture(
-                self.device,
-                precision=cell.recipe.precision,
-                deterministic=cell.recipe.deterministic,
-                compiled=run.compiled,
-            ),
+            environment=self._environment(run),
             plugins=provenance(self.registry, cell),
             warnings=self.warnings,
             weights_sha256=digest,
@@ -297,6 +307,16 @@ class CellTrainer:
         self._keep(record, weights)
         (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return record
+
+    def _environment(self, run: CellRun) -> Environment:
+        recipe = self.cell.recipe
+        return capture(
+            self.device,
+            precision=recipe.precision,
+            deterministic=recipe.deterministic,
+            compiled=run.compiled,
+            processes=self._processes,
+        )
 
     def _keep(self, record: Record, weights: bytes) -> None:
         """Write weights, then the record that vouches for them.
@@ -325,7 +345,9 @@ class CellTrainer:
     def _teacher_share(self, run: CellRun, at: Progress) -> float | None:
         if not run.teachers or not at.global_step:
             return None
-        (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
+        # of several processes each takes a part of the batch through the teacher
+        rows = max(1, run.recipe.batch_size // self._processes)
+        (x,) = run.task.throughput(run.task_data, self.device).make_inputs(rows)
 
         def seconds(images: torch.Tensor) -> float:
             with run.amp():
@@ -337,6 +359,10 @@ class CellTrainer:
         run.batch = next(iter(run.task_data.streams["train"].epoch(0)))
         spent = at.answered * seconds(run.batch.x) + (at.taught - at.answered) * seconds(x)
         return min(1.0, spent / len(run.teachers) / at.train_s)
+
+    @property
+    def _processes(self) -> int:
+        return 1 if self.sharing.group is None else self.sharing.group.size
 
     def _cost(self, run: CellRun, method: Method, at: Progress, share: float | None) -> Cost:
         rates = [row["images_per_s"] for row in warm(at.rows) if "images_per_s" in row]
@@ -351,7 +377,9 @@ class CellTrainer:
             extra_params=extra_parameters(method, run),
             epochs=at.total_epochs,
             steps=at.global_step,
-            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s + at.compile_s) / 3600,
+            device_hours=self._processes
+            * (at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s + at.compile_s)
+            / 3600,
             peak_memory_mb=None if self.sharing.several else peak_memory_mb(self.device),
             shared_s=at.shared_s or None,
             gang=self.sharing.gang,
