@@ -62,7 +62,9 @@ def seat_of_environment(environment: MutableMapping[str, str] = os.environ) -> S
         if size < 2 or "RANK" not in environment:
             return None
         rank = int(environment["RANK"])
-        local, beside = (int(environment.get(k, d)) for k, d in (("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", size)))
+        local, beside = (
+            int(environment.get(k, d)) for k, d in (("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", size))
+        )
     except ValueError as e:
         raise KdbenchError(f"RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be numbers: {e}") from e
     if not 0 <= rank < size:

@@ -61,8 +61,8 @@ def share_out(
     if count * processes * each > cores:
         several = f" of {processes} processes" if processes > 1 else ""
         warning = (
-            f"{count} worker(s){several} with {each} thread(s) each are more than the {cores} core(s) of this machine: "
-            f"cells wait for one another, which can cost more than half of the speed"
+            f"{count} worker(s){several} with {each} thread(s) each are more than the {cores} core(s) of this "
+            f"machine: cells wait for one another, which can cost more than half of the speed"
         )
     return Shares(count, each, _loaders(cores, count * processes, each), warning)
 

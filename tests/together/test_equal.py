@@ -10,22 +10,27 @@ from together_world import TOLERANCE, Cells, distance, record, rows, together
 
 from kdbench.launch.worker import INTERRUPTED
 
-#: No teacher and BatchNorm; logits; maps, connectors with BatchNorm and teachers by the batch; banks and draws over
-#: the batch; two optimizers, a generator, gradients through a teacher.
+#: No teacher and BatchNorm; logits; maps, connectors with BatchNorm and teachers by the batch; banks and draws
+#: over the batch; two optimizers, a generator, gradients through a teacher.
 METHODS = ["vanilla", "kd", "ofd", "crd", "dfad"]
+#: Several students; gradients that a method takes by itself, of weights and of images; a hook within a network;
+#: batches that a method makes and writes into; teachers by the batch; draws of every generator.
+ODD = ["dml", "odd:weights", "odd:grad", "odd:hook", "odd:source", "odd:images", "odd:bn", "odd:random"]
 
 Folders = Mapping[str, tuple[Path, Path]]
 
 
 @pytest.fixture(scope="module")
 def both(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Folders of each method's cell, trained on one process and on two; of ``stream`` the images are read from files.
+    """Folders of each method's cell, trained on one process and on two; ``stream`` reads its images one by one.
 
     The last batch has 8 images, all others 16.
     """
     root = tmp_path_factory.mktemp("both")
     where = {size: root / str(size) for size in (1, 2)}
-    out: dict[int, dict[str, Path]] = {size: {m: cells(w, m) for m in METHODS} for size, w in where.items()}
+    out: dict[int, dict[str, Path]] = {
+        size: {m: cells(w, m) for m in [*METHODS, *ODD]} for size, w in where.items()
+    }
     for size, w in where.items():
         content = cells.world.content("kd")["dataset"] | {"storage": "stream"}
         out[size]["stream"] = cells(w / "stream", "kd", dataset=content, loaders=0)
@@ -35,7 +40,7 @@ def both(cells: Cells, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return {name: (out[1][name], out[2][name]) for name in out[1]}
 
 
-@pytest.mark.parametrize("method", [*METHODS, "stream"])
+@pytest.mark.parametrize("method", [*METHODS, *ODD, "stream"])
 def test_two_processes_train_what_one_does(both: Folders, method: str) -> None:
     one, two = both[method]
     assert 0 <= distance(one, two) < TOLERANCE
@@ -47,9 +52,13 @@ def test_two_processes_train_what_one_does(both: Folders, method: str) -> None:
     assert mine["last"] == pytest.approx(theirs["last"], rel=TOLERANCE)
 
 
-def test_a_part_of_the_batch_alone_would_be_something_else(cells: Cells, both: Folders, tmp_path: Path) -> None:
+def test_a_part_of_the_batch_alone_would_be_something_else(
+    cells: Cells, both: Folders, tmp_path: Path
+) -> None:
     """The tolerance can tell: half of the batches, by batch size, are far away."""
-    half = cells(tmp_path, "vanilla", recipe={**cells.world.content("kd")["recipe"], "epochs": 1, "batch_size": 8})
+    half = cells(
+        tmp_path, "vanilla", recipe={**cells.world.content("kd")["recipe"], "epochs": 1, "batch_size": 8}
+    )
     cells.train(half)
     assert distance(both["vanilla"][0], half) > 100 * TOLERANCE
 
@@ -87,3 +96,10 @@ def test_another_number_of_processes_goes_on(cells: Cells, tmp_path: Path, first
     assert distance(whole, cut) < TOLERANCE
     assert record(cut)["cost"]["attempts"] == 2
     assert record(cut)["cost"]["steps"] == record(whole)["cost"]["steps"]
+
+
+def test_the_record_says_what_was_not_divided(both: Folders) -> None:
+    assert record(both["odd:hook"][1])["warnings"] == [
+        "a network with hooks in it ran as a whole in every process"
+    ]
+    assert record(both["odd:grad"][1])["warnings"] == []

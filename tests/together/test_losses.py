@@ -14,11 +14,13 @@ from kdbench.hooks import Job
 from kdbench.launch.local import LocalLauncher
 from kdbench.launch.worker import FAILED
 
-#: Seconds from the loss to the end of all, on a machine that is busy with other tests. Torch would wait for minutes.
+#: Seconds to the end of all, on a machine that is busy with other tests. Torch would wait for minutes.
 SOON_S = 20
 
 
-def test_a_process_that_is_killed_ends_the_cell_and_the_next_run_goes_on(cells: Cells, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_ends_the_cell_and_the_next_run_goes_on(
+    cells: Cells, tmp_path: Path
+) -> None:
     whole = cells(tmp_path / "whole", "kd", epochs=2)
     cells.train(whole)
     folder = cells(tmp_path / "cut", "kd", epochs=2)

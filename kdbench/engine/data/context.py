@@ -75,7 +75,13 @@ class DataContext:
         if self._storage == "stream":
             centre_crop = self._recipe.augment.kind == "rrc"
             return StreamingSplit(
-                self._dataset, split, self.info, workers=self._workers, centre_crop=centre_crop, group=self._group, **common
+                self._dataset,
+                split,
+                self.info,
+                workers=self._workers,
+                centre_crop=centre_crop,
+                group=self._group,
+                **common,
             )
         images = self._dataset.arrays(split.source, split.indices)
         return ResidentSplit(images, split.labels, self.info, **common)

@@ -176,7 +176,7 @@ class StreamingStream:
             made = [_to(v, self._device, self._channels_last) for v in (main, *views)]
             x, *extra = shared.whole(made, len(whole))
             if len(at) < len(whole):
-                y, at = self._labels[whole], whole  # noqa: PLW2901
+                y, at = self._labels[whole], whole
             index = at.to(self._device, non_blocking=True)
             ids = [None if t is None else t[at].to(self._device, non_blocking=True) for t in tables]
             yield Batch(

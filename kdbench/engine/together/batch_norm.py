@@ -1,7 +1,7 @@
 """BatchNorm by the statistics of the whole batch, of which each process has a part.
 
-Ioffe and Szegedy, arXiv:1502.03167. Whatever module calls ``torch.nn.functional.batch_norm`` gets it, so no network
-is changed and no key of a state dict is. (torch's SyncBatchNorm works on GPUs only and replaces modules.)
+Ioffe and Szegedy, arXiv:1502.03167. Whatever module calls ``torch.nn.functional.batch_norm`` gets it, so no
+network is changed and no key of a state dict is. (torch's SyncBatchNorm works on GPUs only and replaces modules.)
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _batch_norm(
 
 
 def _statistics(group: Group, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and biased variance by channel, (C,) float64, and the number of values of one, over all parts."""
+    """Return by channel mean and biased variance over all parts, (C,) float64, and of how many values."""
     dims = [0, *range(2, x.dim())]
     n = x.numel() // x.shape[1]
     var, mean = torch.var_mean(x.float(), dims, correction=0)
@@ -97,9 +97,7 @@ class _Normalise(torch.autograd.Function):
         shape = [1, -1] + [1] * (x.dim() - 2)
         dy = grad.float()
         normal = (x.float() - mean.float().view(shape)) * scale.float().view(shape)
-        mine = torch.stack(
-            [dy.sum(dims, dtype=torch.float64), (dy * normal).sum(dims, dtype=torch.float64)]
-        )
+        mine = torch.stack([dy.sum(dims, dtype=torch.float64), (dy * normal).sum(dims, dtype=torch.float64)])
         need_x, need_weight, need_bias = ctx.needs_input_grad[1:4]
         to_weight = mine[1].to(weight.dtype) if need_weight and weight is not None else None
         to_bias = mine[0].to(torch.float32 if weight is None else weight.dtype) if need_bias else None

@@ -103,7 +103,7 @@ class Divider:
         self.group.mean_([p.grad for p in params if p.grad is not None])
 
     def watch(self, params: Iterable[nn.Parameter]) -> None:
-        """Give whoever asks for gradients of these by other ways than ``run.optimize`` those of the whole batch."""
+        """Let gradients of these be those of the whole batch, if they are taken without ``run.optimize``."""
         for p in params:
             if p.requires_grad and id(p) not in self._watched:
                 self._watched.add(id(p))
