@@ -153,6 +153,10 @@ def run_matrix(
     plan = planner.plan(only)
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
+    if processes > 1 and gang not in (None, "off"):
+        click.echo(
+            "warning: --gang changes nothing: cells of several processes share with no other", err=True
+        )
     options = Options(
         launcher=launcher,
         workers=workers,

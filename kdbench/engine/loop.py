@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +15,13 @@ from kdbench.engine.contract import check_parts, loss_checked
 from kdbench.engine.divergence import Diverged, check_metrics, check_terms, check_weights
 from kdbench.engine.optim import build_optimizers
 from kdbench.engine.phases import checked, epochs_of, optimizers_of
+from kdbench.engine.progress import Interrupted, Progress
 from kdbench.engine.seeds import rng_state, set_rng_state
 from kdbench.engine.step_graph import step_graph
 from kdbench.engine.together.group import Group
 from kdbench.errors import KdbenchError
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import Batch, NotApplicable, Phase
-
-
-class Interrupted(Exception):
-    """The user asked to stop; the state is on disk."""
-
-
-@dataclass
-class Progress:
-    """Where a run is: what a checkpoint says besides tensors."""
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    total_epochs: int = 0
-    images: int = 0
-    train_s: float = 0.0
-    eval_s: float = 0.0
-    log_s: float = 0.0
-    setup_s: float = 0.0
-    shared_s: float = 0.0
-    fill_s: float = 0.0
-    compile_s: float = 0.0
-    taught: int = 0
-    answered: int = 0
-    epoch_s: float = 0.0
-    epoch_images: int = 0
-    #: steps of the epoch that are in its clock; those in which something was compiled are not
-    epoch_timed: int = 0
-    attempts: int = 1
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
 
 #: What comes after the last batch of an epoch; None is a batch of phases without data.
 _END: Any = object()

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 from kdbench.errors import KdbenchError
 
-#: Environment of a worker that is to be several processes.
-PROCESSES = "KDBENCH_PROCESSES"
+#: Tells a worker, beside its environment, how many processes it is to be.
+PROCESSES = "_KDBENCH_PROCESSES"
 #: Within which all must have come, and how long a collective may wait: liveness is not torch's affair here.
 MEETING, PATIENCE = timedelta(minutes=10), timedelta(days=30)
 #: Seconds that the leading process has to end by itself once another has failed; many errors come to all.

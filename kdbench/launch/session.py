@@ -219,8 +219,7 @@ class Session:
         self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
         options = {**self._told_launcher, "workers": workers, "gpus": gpus, "cost": self._outlook.cost}
-        if self._options.processes > 1:
-            options["processes"] = self._options.processes
+        options["processes"] = self._options.processes
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
         self._launcher(options).run(jobs, self._on_event, lambda: self._stops)
@@ -296,8 +295,6 @@ class Session:
     def _doubts(self, cells: Sequence[PlannedCell]) -> list[str]:
         """Return warnings of what was asked for and does not go well with the machine."""
         found = [self._shares.warning] if self._shares.warning else []
-        if self._options.processes > 1 and self._options.gang not in (None, "off"):
-            found.append("--gang changes nothing: cells of several processes share with no other")
         if self._options.slots_per_gpu is not None and not self._gpus:
             found.append("--slots-per-gpu changes nothing: cells run on the CPU, where --workers counts")
         graphs = sum(c.file.recipe.compile == "graph" for c in cells)

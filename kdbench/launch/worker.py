@@ -271,7 +271,7 @@ def serve(
     os.setsid()
     if life is not None:
         tie(life)
-    os.environ.update(environment)
+    os.environ.update({k: v for k, v in environment.items() if k != PROCESSES})
     processes = int(environment.get(PROCESSES, 1))
     seat = spread(processes) if processes > 1 else None
     own = log_of(log, seat)

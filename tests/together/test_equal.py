@@ -14,8 +14,8 @@ from kdbench.launch.worker import INTERRUPTED
 #: over the batch; two optimizers, a generator, gradients through a teacher.
 METHODS = ["vanilla", "kd", "ofd", "crd", "dfad"]
 #: Several students; gradients that a method takes by itself, of weights and of images; a hook within a network;
-#: batches that a method makes and writes into; teachers by the batch; draws of every generator.
-ODD = ["dml", "odd:weights", "odd:grad", "odd:hook", "odd:source", "odd:images", "odd:bn", "odd:random"]
+#: batches that a method makes; teachers by the batch.
+ODD = ["dml", "odd:weights", "odd:grad", "odd:hook", "odd:source", "odd:bn"]
 
 Folders = Mapping[str, tuple[Path, Path]]
 
