@@ -1,4 +1,4 @@
-"""One world of cells for all tests of several processes."""
+"""A world of cells for the tests of several processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gang_world import importable, install
 from together_world import Cells
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cells]:
     site = tmp_path_factory.mktemp("site")
     install(site)
