@@ -50,6 +50,9 @@ class Hooks:
         """Polled after every step."""
         return False
 
+    def fence(self) -> None:
+        """Before anything is kept: raises where another process has taken the cell over."""
+
     def wanted(self) -> bool:
         """Polled after every step: whether another process waits for this one to pause, so that it can measure."""
         return False
@@ -210,6 +213,7 @@ class CellTrainer:
         atomic_write_bytes(self.folder / "curves.jsonl", text.encode())
 
     def _keep_route(self, run: CellRun, epochs: int) -> None:
+        self.hooks.fence()  # before the checkpoint too, which is written next
         if epochs in self.cell.keep_epochs:
             path = route_path(self.folder, epochs)
             path.parent.mkdir(exist_ok=True)
@@ -290,6 +294,7 @@ class CellTrainer:
         the weights came out different (another device): then old record and new weights would contradict.
         """
         path, model = self.folder / "result.json", self.folder / "model.safetensors"
+        self.hooks.fence()
         before = read_record_dict(path) if path.exists() else None
         if before is not None and before["status"] == "done":
             if before["weights_sha256"] == record.weights_sha256:

@@ -17,12 +17,12 @@ from kdbench.launch.failure import failure_record, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
-from kdbench.launch.locks import FileLock
 from kdbench.launch.mirror import Mirrors, prepare
 from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
+from kdbench.launch.planned import look
 from kdbench.launch.progress import CUT, Progress, clock_text
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
@@ -31,6 +31,7 @@ from kdbench.launch.teacher_plan import describe
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
+from kdbench.results.lease import Lease
 from kdbench.results.speed_row import fastest
 from kdbench.results.store import atomic_write_json, read_record, read_record_dict, write_record
 
@@ -70,6 +71,7 @@ class Session:
             registry, options.sinks, progress.note, f"kdbench sync {plan.matrix.matrix.name}"
         )
         self._stops = 0
+        self._lease: Lease | None = None
         self._shares = Shares(1, None, 0)
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
@@ -86,7 +88,8 @@ class Session:
         if self._options.rerun == "changed":
             chosen = [c for c in self._plan.cells if c.status in wanted or c.stale]
         if self._options.only_teachers:
-            chosen = [c for c in chosen if any(c.id in other.after for other in self._plan.cells)]
+            teachers = {teacher for cell in self._plan.cells for teacher in cell.after}
+            chosen = [c for c in chosen if c.id in teachers]
         ids = {c.id for c in chosen}
         # a cell that failed for want of its teacher is open again once that teacher is
         for cell in self._plan.cells:
@@ -102,7 +105,8 @@ class Session:
         """Run the open cells. Returns whether the run was interrupted."""
         folder = self._plan.run.path
         cells = self.open_cells()
-        done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
+        again = {c.id for c in cells}
+        done = sum(c.status == "done" for c in self._plan.cells if c.id not in again)
         planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
@@ -115,12 +119,13 @@ class Session:
             self._progress.note(f"warning: {self._shares.warning}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
+            lease = Lease(folder)
+            if not lease.settle():
+                raise KdbenchError(f"{folder}: another kdbench is running this matrix ({lease.holder()})")
         except OSError as e:
             raise KdbenchError(f"{folder}: cannot write the run folder ({e.strerror})") from e
-        if not lock.try_exclusive():
-            raise KdbenchError(f"{folder}: another kdbench is running this matrix")
         try:
+            cells = self._still_open(cells)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
             self._write_matrix()
@@ -132,6 +137,7 @@ class Session:
             self._fire("kdbench_matrix_started", plan=self._facts())
             self._progress.start(len(cells), done, self._outlook.left)
             with self._signals():
+                self._lease = lease
                 self._launch(jobs, gpus)
             self._annotate()
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
@@ -139,7 +145,7 @@ class Session:
             self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
         finally:
             self._progress.stop()
-            lock.close()
+            lease.close()
         return self._stops > 0
 
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
@@ -188,7 +194,21 @@ class Session:
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
         launcher = cls(options)
-        launcher.run(jobs, self._on_event, lambda: self._stops)
+        launcher.run(jobs, self._on_event, self._asked)
+
+    def _asked(self) -> int:
+        """Return how often the user, or the loss of the run folder, asked to stop."""
+        if not self._stops and self._lease is not None and self._lease.lost:
+            self._stops = 1
+            self._progress.note("stopping: another kdbench took over the run folder")
+        return self._stops
+
+    def _still_open(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+        """Leave out what somebody else finished between the plan and the lease."""
+        for cell in cells:
+            if cell.status in OPEN and cell.seen is None and (cell.folder / "result.json").exists():
+                look(cell, self._registry)
+        return [c for c in cells if c.status != "done" or c.seen is None or self._options.rerun is not None]
 
     @property
     def _slots_per_gpu(self) -> Slots:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.launch.holding import DONE, INTERRUPTED, hold, lost
+
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
     from kdbench.registry import Registry
+    from kdbench.results.lease import Lease
 
 #: Exit codes of a worker process.
-DONE, FAILED, NO_SPACE, INTERRUPTED = 0, 1, 3, 130
+FAILED, NO_SPACE = 1, 3
 
 
 def run_folder(
@@ -31,27 +34,30 @@ def run_folder(
 
     from kdbench.engine.cell import CellTrainer, now, read_cell
     from kdbench.engine.speed.cell import SpeedCell
-    from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
 
-    lock = FileLock(folder / ".lock")
-    lock.exclusive()  # a worker of a killed parent may still be on its way out
     started = now()
     cell = read_cell(folder)
+    try:
+        lease = hold(folder, stop.is_set)  # a worker of a killed parent may still be on its way out
+    except OSError as e:
+        return conclude(folder, cell, None, e, started, report)
+    if isinstance(lease, int):
+        return lease
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
     report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
     registry = None
-    hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop)
+    hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop, lease)
     try:
         registry = Registry.load(disable=cell.disable_plugins)
         runner = SpeedCell if cell.only_speed else CellTrainer
         runner(folder, registry, hooks).run()
     except Exception as e:
-        return conclude(folder, cell, registry, e, started, report)
+        return conclude(folder, cell, registry, e, started, report, lease)
     finally:
         hooks.close()
-        lock.close()
+        lease.close()
     return DONE
 
 
@@ -74,13 +80,14 @@ def conclude(
     error: Exception,
     started: str,
     report: Callable[[Mapping[str, Any]], None],
+    lease: Lease | None = None,
 ) -> int:
-    """Write the record of a cell that ended with `error`. Returns its exit code."""
+    """Write the record of a cell that ended with `error`, if `lease` still holds. Returns its exit code."""
     from kdbench.engine.loop import Diverged, Interrupted
     from kdbench.launch.failure import write_failure
     from kdbench.protocol.types import NotApplicable
 
-    if isinstance(error, Interrupted):
+    if isinstance(error, Interrupted) or lost(lease, error):
         return INTERRUPTED
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         message = f"{error.filename}: {error.strerror}"
@@ -151,12 +158,13 @@ class WorkerHooks:
         cell_id: str,
         report: Callable[[Mapping[str, Any]], None],
         stop: threading.Event,
+        lease: Lease | None = None,
     ) -> None:
         from kdbench.launch.locks import Turnstile
 
         self._turnstile = Turnstile(folder.parent.parent, device)
         self._device = device
-        self._cell_id, self._report, self._stop = cell_id, report, stop
+        self._cell_id, self._report, self._stop, self._lease = cell_id, report, stop, lease
 
     def enter(self) -> None:
         """A lone cell has every turn."""
@@ -168,7 +176,13 @@ class WorkerHooks:
         self._report(told if (gpu := gpu_state(self._device)) is None else {**told, "gpu": gpu})
 
     def should_stop(self) -> bool:
+        if self._lease is not None and self._lease.lost:
+            self._lease.check()
         return self._stop.is_set()
+
+    def fence(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def wanted(self) -> bool:
         return self._turnstile.wanted()

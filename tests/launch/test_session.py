@@ -9,12 +9,12 @@ from matrices import write_matrix
 
 from kdbench.errors import KdbenchError
 from kdbench.launch.local import LocalLauncher
-from kdbench.launch.locks import FileLock
 from kdbench.launch.plan import Planner
 from kdbench.launch.progress import PlainProgress
 from kdbench.launch.session import Options, Session
 from kdbench.matrix import load_matrix
 from kdbench.registry import Registry
+from kdbench.results.lease import Lease
 from kdbench.results.store import RunFolder
 
 
@@ -147,8 +147,8 @@ def test_not_applicable_cells_get_a_record(plan, session):
 
 def test_second_run_of_the_folder_is_refused(plan, session):
     plan.run.path.mkdir(parents=True)
-    lock = FileLock(plan.run.path / ".lock")
-    assert lock.try_exclusive()
+    lock = Lease(plan.run.path)
+    assert lock.take()
     with pytest.raises(KdbenchError, match="another kdbench is running this matrix"):
         session().run()
     lock.close()
