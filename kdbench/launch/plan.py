@@ -18,7 +18,7 @@ from kdbench.launch.places import (
     place_of_problem,
     place_of_teacher,
 )
-from kdbench.launch.planned import Plan, PlannedCell, Teaching, look
+from kdbench.launch.planned import Pattern, Plan, PlannedCell, Teaching, look
 from kdbench.launch.precision import settle
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.teacher_plan import cached
@@ -54,6 +54,7 @@ class Planner:
         self._methods: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, str] = {}
         self._trained: dict[tuple[Any, ...], PlannedCell] = {}
+        self._patterns: dict[tuple[Any, ...], Pattern] = {}
 
     def plan(self, only: Sequence[str] = ()) -> Plan:
         """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
@@ -64,22 +65,24 @@ class Planner:
         self._resolve_methods(specs)
         cells: dict[str, PlannedCell] = {}
         self._trained.clear()
+        self._patterns.clear()
         for spec in specs:
             self._add(spec, cells)
         planned = list(cells.values())
-        planned.sort(key=lambda c: c.spec.role != "teacher")
+        planned.sort(key=lambda c: c.pattern.spec.role != "teacher")
         self._probe(planned)
         planned = _without_idle_teachers(planned)
+        there = self._run.cell_names()
         for cell in planned:
-            if cell.status != "not_applicable":
+            if cell.id in there and cell.status != "not_applicable":
                 look(cell, self._registry)
-        possible = [cell.spec for cell in planned if cell.status != "not_applicable"]
+        possible = [p.spec for p in _patterns(planned)]
         doubts = dict.fromkeys(single_image(spec, self._infos[_dataset_key(spec)]) for spec in possible)
         warnings = [*expansion.warnings, *(text for text in doubts if text)]
         return Plan(self._loaded, self._run, planned, warnings, [precision] if precision else [])
 
     def _check_names(self, specs: Sequence[CellSpec]) -> None:
-        for spec in specs:
+        for spec in _distinct(specs):
             wanted = [("tasks", spec.task), ("methods", spec.method.name)]
             nets = (spec.student, spec.teacher, spec.assistant)
             wanted += [("architectures", net.name) for net in nets if net is not None]
@@ -99,7 +102,7 @@ class Planner:
     def _describe_datasets(self, specs: Sequence[CellSpec]) -> None:
         from kdbench.engine.build_dataset import make_dataset
 
-        for spec in specs:
+        for spec in _distinct(specs):
             key = _dataset_key(spec)
             if key in self._infos:
                 continue
@@ -127,7 +130,7 @@ class Planner:
 
     def _resolve_methods(self, specs: Sequence[CellSpec]) -> None:
         distinct: dict[str, CellSpec] = {}
-        for spec in specs:
+        for spec in _distinct(specs):
             distinct.setdefault(_method_key(spec), spec)
             if (alone := teacher_cell(spec)) is not None:
                 distinct.setdefault(_method_key(alone), alone)
@@ -148,6 +151,26 @@ class Planner:
             self._methods[key] = answer
 
     def _add(self, spec: CellSpec, cells: dict[str, PlannedCell], keep: int = 0) -> PlannedCell:
+        key = _pattern_key(spec)
+        pattern = self._patterns.get(key)
+        if pattern is None:
+            pattern = self._patterns[key] = self._pattern(spec, cells)
+        cell_id = pattern.id_of(spec.seed)
+        cell = cells.get(cell_id)
+        if cell is None:
+            cell = cells[cell_id] = PlannedCell(pattern, spec.seed, cell_id)
+        elif spec.role == "student" and cell.pattern.spec.role == "teacher":
+            cell.pattern = pattern
+        if pattern.reason:
+            cell.status, cell.reason = "not_applicable", pattern.reason
+        if keep:
+            from kdbench.matrix.route import route_epochs
+
+            wanted = {*cell.file.keep_epochs, *route_epochs(spec.recipe.epochs, keep)}
+            cell.change(keep_epochs=sorted(wanted))
+        return cell
+
+    def _pattern(self, spec: CellSpec, cells: dict[str, PlannedCell]) -> Pattern:
         method = self._methods[_method_key(spec)]
         teachers: list[TeacherSource] = []
         after: list[str] = []
@@ -162,28 +185,14 @@ class Planner:
             reason = too_few(spec.teacher, method["teachers"])
         if reason is None and method["assistants"] and spec.assistant is None:
             reason = "needs a pair with an assistant"
+        teaching = Teaching(
+            info=self._infos[_dataset_key(spec)],
+            reads=method["reads"],
+            real_data=method["real_data"],
+            views=tuple(method["views"]),
+        )
         file = self._file(spec, method, teachers)
-        cell = cells.get(file.cell_id)
-        if cell is None:
-            cell = PlannedCell(spec, file, self._run.cell(file.cell_id), after=after)
-            cell.teaching = Teaching(
-                info=self._infos[_dataset_key(spec)],
-                reads=method["reads"],
-                real_data=method["real_data"],
-                views=tuple(method["views"]),
-            )
-            cells[file.cell_id] = cell
-        elif spec.role == "student" and cell.spec.role == "teacher":
-            cell.spec = spec
-            cell.file.labels = file.labels
-        if reason:
-            cell.status, cell.reason = "not_applicable", reason
-        if keep:
-            from kdbench.matrix.route import route_epochs
-
-            wanted = {*cell.file.keep_epochs, *route_epochs(spec.recipe.epochs, keep)}
-            cell.file.keep_epochs = sorted(wanted)
-        return cell
+        return Pattern(spec, file, self._run.cells, after, teaching=teaching, reason=reason)
 
     def _teacher(
         self, spec: CellSpec, k: int, cells: dict[str, PlannedCell], route: int
@@ -309,10 +318,9 @@ class Planner:
         )
 
     def _probe(self, cells: Sequence[PlannedCell]) -> None:
-        groups: dict[str, list[PlannedCell]] = {}
-        for cell in cells:
-            if cell.status != "not_applicable":
-                groups.setdefault(json.dumps(_probe_question(cell.file), sort_keys=True), []).append(cell)
+        groups: dict[str, list[Pattern]] = {}
+        for pattern in _patterns(cells):
+            groups.setdefault(json.dumps(_probe_question(pattern.file), sort_keys=True), []).append(pattern)
         answers = self._resolver.ask([json.loads(q) for q in groups])
         for group, answer in zip(groups.values(), answers, strict=True):
             spec = group[0].spec
@@ -322,13 +330,31 @@ class Planner:
                     about = place_of_teacher(self._loaded, spec)
                 where = self._loaded.where(*about)
                 raise MatrixError(f"{where}: {answer['error']}")
-            for cell in group:
-                cell.macs = answer.get("macs")
-                cell.images = training_images(cell.spec, self._infos[_dataset_key(cell.spec)])
-                if cell.teaching is not None:
-                    cell.teaching.pooled = tuple(answer.get("pooled") or ())
-                if answer.get("reason"):
-                    cell.status, cell.reason = "not_applicable", answer["reason"]
+            for pattern in group:
+                pattern.macs = answer.get("macs")
+                pattern.images = training_images(pattern.spec, self._infos[_dataset_key(pattern.spec)])
+                if pattern.teaching is not None:
+                    pattern.teaching.pooled = tuple(answer.get("pooled") or ())
+                pattern.reason = pattern.reason or answer.get("reason")
+        for cell in cells:
+            if cell.pattern.reason and cell.status != "not_applicable":
+                cell.status, cell.reason = "not_applicable", cell.pattern.reason
+
+
+def _patterns(cells: Sequence[PlannedCell]) -> list[Pattern]:
+    """Return the patterns of the cells that can be, in their order."""
+    return list(dict.fromkeys(c.pattern for c in cells if c.status != "not_applicable"))
+
+
+def _pattern_key(spec: CellSpec) -> tuple[Any, ...]:
+    """Return what all but the seed of a cell is known by; the parts of specs live as long as the plan is made."""
+    parts = (spec.method, spec.teacher, spec.student, spec.dataset, spec.recipe, spec.assistant, spec.throughput)
+    return (spec.role, spec.task, *map(id, parts), spec.source, spec.evaluators, spec.timeout_s, spec.pair)
+
+
+def _distinct(specs: Sequence[CellSpec]) -> list[CellSpec]:
+    """Return one of the cells that differ in their seeds only, for each of them."""
+    return list({_pattern_key(spec): spec for spec in reversed(specs)}.values())[::-1]
 
 
 def _without_idle_teachers(cells: Sequence[PlannedCell]) -> list[PlannedCell]:

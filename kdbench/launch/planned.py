@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError
 from kdbench.matrix import CellSpec, LoadedMatrix
+from kdbench.matrix.identity import canonical_json
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
 from kdbench.results.store import RunFolder, read_record_dict
@@ -35,34 +38,106 @@ class Teaching:
     pooled: tuple[int, ...] = ()
 
 
-@dataclass
-class PlannedCell:
-    """One cell of the plan. `status` is a record's status, ``to run``, ``interrupted`` or ``not_applicable``."""
+#: Stands for the seed in the text that ids are made of.
+_SEED = "@ seed @"
+
+#: Records of one pattern of which the plan remembers what they cost: more make no better forecast.
+MOST_SEEN = 32
+
+
+@dataclass(eq=False, slots=True)
+class Pattern:
+    """What cells have in common that differ in nothing but their seed; a plan of 100,000 cells has a few hundred.
+
+    Attributes:
+        spec, file: of one of the cells.
+        cells: the folder of all cells' folders.
+        after: ids of the cells that train its teachers.
+        images: that it trains on in an epoch.
+        macs: multiply-accumulates of a training step for one image.
+        reason: why none of them can be, or None.
+        seen: how many of its cells the plan remembers the costs of.
+    """
 
     spec: CellSpec
     file: CellFile
-    folder: Path
-    status: str = "to run"
-    reason: str | None = None
+    cells: Path
     after: list[str] = field(default_factory=list)
-    stale: bool = False
-    #: images that it trains on in an epoch, and multiply-accumulates of a training step for one of them
     images: int | None = None
     macs: float | None = None
+    teaching: Teaching | None = None
+    reason: str | None = None
+    seen: int = 0
+    _text: tuple[bytes, bytes] | None = None
+
+    def id_of(self, seed: int) -> str:
+        """Return the id of its cell with this seed."""
+        if self._text is None:
+            text = canonical_json({**self.file.identity, "seed": _SEED})
+            before, _, after = text.partition(json.dumps(_SEED).encode())
+            self._text = before, after
+        before, after = self._text
+        return hashlib.sha256(b"%s%d%s" % (before, seed, after)).hexdigest()
+
+
+@dataclass(eq=False, slots=True)
+class PlannedCell:
+    """One cell of the plan. `status` is a record's status, ``to run``, ``interrupted`` or ``not_applicable``."""
+
+    pattern: Pattern
+    seed: int
+    id: str
+    status: str = "to run"
+    reason: str | None = None
+    stale: bool = False
     #: what its record says of its cost: ``status``, ``cost``, ``device``, ``elapsed_s``; None without a record
     seen: Mapping[str, Any] | None = None
-    teaching: Teaching | None = None
+    #: fields of its file in which it differs from its pattern otherwise
+    own: dict[str, Any] | None = None
 
     @property
-    def id(self) -> str:
-        return self.file.cell_id
+    def file(self) -> CellFile:
+        """The content of its ``cell.json``, made anew each time; :meth:`change` changes it."""
+        file = self.pattern.file
+        labels = file.labels.model_copy(update={"seed": self.seed})
+        mine = {"cell_id": self.id, "seed": self.seed, "labels": labels}
+        mine["identity"] = {**file.identity, "seed": self.seed}
+        return file.model_copy(update={**mine, **(self.own or {})})
+
+    def change(self, **fields: Any) -> None:
+        """Change fields of its file, for this cell only."""
+        self.own = {**(self.own or {}), **fields}
+
+    @property
+    def spec(self) -> CellSpec:
+        return replace(self.pattern.spec, seed=self.seed)
+
+    @property
+    def folder(self) -> Path:
+        return self.pattern.cells / self.id
+
+    @property
+    def after(self) -> list[str]:
+        return self.pattern.after
+
+    @property
+    def images(self) -> int | None:
+        return self.pattern.images
+
+    @property
+    def macs(self) -> float | None:
+        return self.pattern.macs
+
+    @property
+    def teaching(self) -> Teaching | None:
+        return self.pattern.teaching
 
     @property
     def label(self) -> str:
         """Short text for people: variant, pair and seed."""
-        names = self.file.labels
+        names = self.pattern.file.labels
         role = " (teacher)" if names.role == "teacher" else ""
-        return f"{names.variant} | {names.pair} | {names.dataset} | seed {names.seed}{role}"
+        return f"{names.variant} | {names.pair} | {names.dataset} | seed {self.seed}{role}"
 
 
 @dataclass
@@ -89,9 +164,11 @@ def look(cell: PlannedCell, registry: Registry) -> None:
             cell.reason = f"its record cannot be read and is set aside: {e}"
             return
         cell.status = record["status"]
-        cell.seen = costs(record)
+        if cell.pattern.seen < MOST_SEEN:
+            cell.pattern.seen += record["status"] == "done"
+            cell.seen = costs(record)
         cell.reason = (record.get("error") or {}).get("message")
-        cell.stale = stale(record, registry, cell.file)
+        cell.stale = stale(record, registry, cell.pattern.file)
         if cell.status == "done" and not _has_artifacts(cell):
             cell.status, cell.reason = "to run", "its weights or route are needed again"
     elif (cell.folder / "checkpoint.safetensors").exists():
@@ -116,8 +193,9 @@ def stale(record: Mapping[str, Any], registry: Registry, file: CellFile) -> bool
 
 
 def _has_artifacts(cell: PlannedCell) -> bool:
-    if cell.spec.role != "teacher" and not cell.file.keep_epochs:
+    kept = (cell.own or {}).get("keep_epochs", [])
+    if cell.pattern.spec.role != "teacher" and not kept:
         return True
     route = cell.folder / "route"
-    names = [route / f"epoch-{e:04d}.safetensors" for e in cell.file.keep_epochs]
+    names = [route / f"epoch-{e:04d}.safetensors" for e in kept]
     return all(p.exists() for p in [cell.folder / "model.safetensors", *names])

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kdbench.errors import KdbenchError
 from kdbench.launch.resolve import Resolver
-from kdbench.matrix import CellSpec
+from kdbench.matrix import CellSpec, TeacherSpec
 from kdbench.matrix.recipe import Recipe
 
 
@@ -23,7 +23,8 @@ def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> tuple[
     answer = resolver.ask([{"ask": "device", "device": device, "precisions": []}])[0]
     if answer["error"]:
         raise KdbenchError(answer["error"])
-    return [_settled(spec, answer["auto"]) for spec in specs], _told(answer["auto"], answer["device"])
+    settled = _Settled(answer["auto"])
+    return [settled.cell(spec) for spec in specs], _told(answer["auto"], answer["device"])
 
 
 def _told(precision: str, device: str) -> str:
@@ -41,9 +42,28 @@ def _open(spec: CellSpec) -> bool:
     return any(r.precision == "auto" for r in recipes)
 
 
-def _settled(spec: CellSpec, precision: str) -> CellSpec:
-    def of(recipe: Recipe) -> Recipe:
-        return recipe if recipe.precision != "auto" else recipe.model_copy(update={"precision": precision})
+class _Settled:
+    """Puts a precision in the place of ``auto``; what cells had in common they have in common afterwards."""
 
-    teacher = spec.teacher and replace(spec.teacher, recipe=of(spec.teacher.recipe))
-    return replace(spec, recipe=of(spec.recipe), teacher=teacher)
+    def __init__(self, precision: str) -> None:
+        self._precision = precision
+        # with what they were made of, so that no other object gets the same id meanwhile
+        self._recipes: dict[int, tuple[Recipe, Recipe]] = {}
+        self._teachers: dict[int, tuple[TeacherSpec, TeacherSpec]] = {}
+
+    def cell(self, spec: CellSpec) -> CellSpec:
+        teacher = spec.teacher
+        if teacher is not None:
+            if id(teacher) not in self._teachers:
+                made = replace(teacher, recipe=self._recipe(teacher.recipe))
+                self._teachers[id(teacher)] = teacher, made
+            teacher = self._teachers[id(teacher)][1]
+        return replace(spec, recipe=self._recipe(spec.recipe), teacher=teacher)
+
+    def _recipe(self, recipe: Recipe) -> Recipe:
+        if recipe.precision != "auto":
+            return recipe
+        if id(recipe) not in self._recipes:
+            made = recipe.model_copy(update={"precision": self._precision})
+            self._recipes[id(recipe)] = recipe, made
+        return self._recipes[id(recipe)][1]

@@ -173,8 +173,9 @@ class Session:
         return job
 
     def _job(self, cell: PlannedCell, device: str, chosen: set[str]) -> Job:
-        cell.file.device = device
-        cell.file.threads, cell.file.loaders = self._shares.threads, self._shares.loaders
+        file = cell.pattern.file
+        file.device = device
+        file.threads, file.loaders = self._shares.threads, self._shares.loaders
         return Job(
             cell_id=cell.id,
             folder=cell.folder,

@@ -102,7 +102,7 @@ class DatasetSpec:
     storage: str = "auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CellSpec:
     """One cell.
 

@@ -243,6 +243,13 @@ class RunFolder:
             raise RecordError(f"{path}: expected an object with a name")
         return meta
 
+    def cell_names(self) -> set[str]:
+        """Return the ids of the cells that have a folder, whatever is in it."""
+        try:
+            return set(filter(_CELL_ID.match, os.listdir(self.cells)))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
     def cell_folders(self) -> list[Path]:
         """Return the folders of the cells that have a ``result.json``, sorted by cell id."""
         try:

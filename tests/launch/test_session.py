@@ -247,7 +247,7 @@ def test_what_would_share_is_told_and_nothing_is_written(session, tmp_path):
 
 def test_cells_that_compile_are_told_where_they_would_share(plan, session):
     for cell in plan.cells:
-        cell.file.recipe = cell.file.recipe.model_copy(update={"compile": "default"})
+        cell.change(recipe=cell.file.recipe.model_copy(update={"compile": "default"}))
     line = "4 cell(s) compile, so each runs in a process of its own"
     assert session(workers=1).sharing()[-1] == line
     assert line not in session(workers=1, gang="off").sharing()
