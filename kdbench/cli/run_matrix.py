@@ -239,10 +239,11 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     table = Table(title=f"{plan.matrix.matrix.name}: {len(plan.cells)} cells, {_counts(plan)}")
     for column in ("status", "method", "pair", "data set", "seed", "cell"):
         table.add_column(column)
+    chosen = {cell.id for cell in open_cells}
     for cell in plan.cells:
         names = cell.file.labels
         role = " (teacher)" if names.role == "teacher" else ""
-        again = cell.status not in ("to run", "interrupted") and cell in open_cells
+        again = cell.status not in ("to run", "interrupted") and cell.id in chosen
         status = f"{cell.status}, again" if again else cell.status
         # as text: labels may have square brackets, which rich takes for markup
         cells = (status, names.variant + role, names.pair, names.dataset, str(names.seed), cell.id[:12])

@@ -21,7 +21,9 @@ def forecast_of(plan: Plan, device: str | None = None) -> Forecast:
     Args:
         device: take only records made on this kind of device; None: those of the kind that most were made on.
     """
-    sizes = {cell.id: size_of(cell.file, cell.images, cell.macs) for cell in plan.cells}
+    patterns = dict.fromkeys(cell.pattern for cell in plan.cells)
+    by_pattern = {p: size_of(p.file, p.images, p.macs) for p in patterns}
+    sizes = {cell.id: by_pattern[cell.pattern] for cell in plan.cells}
     found: list[tuple[str | None, Seen]] = []
     for cell in plan.cells:
         seen = None if cell.seen is None else seen_in(sizes[cell.id], cell.seen, cell.seen["elapsed_s"])
@@ -36,7 +38,8 @@ def forecast_of(plan: Plan, device: str | None = None) -> Forecast:
 def _former(plan: Plan) -> Iterator[tuple[str | None, Seen]]:
     """Yield what cells tell that were run before the matrix was changed; epochs and method may be others now."""
     here = {cell.id for cell in plan.cells}
-    images = {cell.file.dataset.model_dump_json(): cell.images for cell in plan.cells}
+    patterns = dict.fromkeys(cell.pattern for cell in plan.cells)
+    images = {p.file.dataset.model_dump_json(): p.images for p in patterns}
     others = (folder for folder in plan.run.cell_folders() if folder.name not in here)
     for folder in islice(others, MOST_FORMER):
         try:

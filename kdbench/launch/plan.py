@@ -348,7 +348,15 @@ def _patterns(cells: Sequence[PlannedCell]) -> list[Pattern]:
 
 def _pattern_key(spec: CellSpec) -> tuple[Any, ...]:
     """Return what all but the seed of a cell is known by; the parts of specs live as long as the plan is made."""
-    parts = (spec.method, spec.teacher, spec.student, spec.dataset, spec.recipe, spec.assistant, spec.throughput)
+    parts = (
+        spec.method,
+        spec.teacher,
+        spec.student,
+        spec.dataset,
+        spec.recipe,
+        spec.assistant,
+        spec.throughput,
+    )
     return (spec.role, spec.task, *map(id, parts), spec.source, spec.evaluators, spec.timeout_s, spec.pair)
 
 

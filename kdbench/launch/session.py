@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
@@ -33,7 +34,13 @@ from kdbench.measure.cores import cores
 from kdbench.registry import Registry
 from kdbench.results.lease import Lease
 from kdbench.results.speed_row import fastest
-from kdbench.results.store import atomic_write_json, read_record, read_record_dict, write_record
+from kdbench.results.store import (
+    atomic_write_bytes,
+    atomic_write_json,
+    read_record,
+    read_record_dict,
+    write_record,
+)
 
 #: Statuses that ``--rerun failed`` takes up again.
 FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
@@ -151,11 +158,12 @@ class Session:
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
             return self._answer
+        files = [pattern.file for pattern in {c.pattern for c in cells}]
         question = {
             "ask": "device",
             "device": self._options.device,
-            "precisions": sorted({p for c in cells for p in c.file.precisions}),
-            "compiles": sorted({c.file.recipe.compile for c in cells}),
+            "precisions": sorted({p for file in files for p in file.precisions}),
+            "compiles": sorted({file.recipe.compile for file in files}),
         }
         answer = Resolver(self._registry, self._options.disable).ask([question])[0]
         if answer["error"]:
@@ -169,7 +177,9 @@ class Session:
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
             set_aside(cell, keep_done=cell.status in OPEN)
-        atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
+        # what is lost with the machine's power is written again by the next plan
+        text = cell.file.model_dump_json(indent=2)
+        atomic_write_bytes(cell.folder / "cell.json", text.encode(), durable=False)
         return job
 
     def _job(self, cell: PlannedCell, device: str, chosen: set[str]) -> Job:
@@ -181,7 +191,7 @@ class Session:
             folder=cell.folder,
             label=cell.label,
             after=tuple(a for a in cell.after if a in chosen or self._cells[a].status != "done"),
-            timeout_s=cell.spec.timeout_s,
+            timeout_s=cell.pattern.spec.timeout_s,
             cost=self._outlook.forecast.cost(cell.id),
         )
 
@@ -242,7 +252,7 @@ class Session:
                 self._tell([f"warning: the launcher '{self._options.launcher}' runs every cell alone"])
             arranged = list(jobs)
         else:
-            arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, self._wish, workers)
+            arranged = arrange(jobs, _Files(self._cells), self._wish, workers)
         self._outlook.plan(arranged, workers)
         return arranged
 
@@ -252,7 +262,7 @@ class Session:
         chosen = [c for c in self._plan.cells if c.id in ids]
         lines = [*self._plan.notes]
         lines += describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
-        alone = compiled([c.file for c in chosen]) if self._wish != "off" else None
+        alone = compiled(c.file if c.own else c.pattern.file for c in chosen) if self._wish != "off" else None
         return [*lines, *(line for line in (alone, told(jobs, total)) if line)]
 
     def _tell(self, lines: Sequence[str]) -> None:
@@ -318,13 +328,15 @@ class Session:
             cell.reason = (record.get("error") or {}).get("message")
             self._outlook.see(event, record)
             self._progress.cell_ended(cell, cell.status, _outcome(record))
-            self._mirrors.write(record, cell.folder)
+            self._mirrors.write(cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
 
     def _annotate(self) -> None:
         """Tell the sinks what takes the whole matrix to know."""
         from kdbench.leaderboard.gap import cell_gaps
 
+        if not self._mirrors.annotated:
+            return
         records = []
         for cell in self._plan.cells:
             if cell.status == "done":
@@ -345,7 +357,7 @@ class Session:
             cell.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_json(cell.folder / "cell.json", content)
             write_record(cell.folder, record)
-            self._mirrors.write(record.model_dump(mode="json"), cell.folder)
+            self._mirrors.write(cell.folder)
 
     def _write_matrix(self) -> None:
         matrix = self._plan.matrix.matrix
@@ -360,7 +372,7 @@ class Session:
 
     def _facts(self) -> dict[str, Any]:
         matrix = self._plan.matrix.matrix
-        cells = [{"cell_id": c.id, "status": c.status, "label": c.label} for c in self._plan.cells]
+        cells = _Facts(self._plan.cells)
         return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": cells}
 
     def _fire(self, hook: str, **arguments: Any) -> None:
@@ -382,6 +394,40 @@ class Session:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+class _Files(Mapping[str, CellFile]):
+    """What the cells are, by id, made when it is asked for: there may be 100,000."""
+
+    def __init__(self, cells: Mapping[str, PlannedCell]) -> None:
+        self._cells = cells
+
+    def __getitem__(self, cell_id: str) -> CellFile:
+        return self._cells[cell_id].file
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
+class _Facts(Sequence[Mapping[str, Any]]):
+    """The cells as plug-ins see them, made when they are asked for."""
+
+    def __init__(self, cells: Sequence[PlannedCell]) -> None:
+        self._cells = cells
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._cells[index]
+        return [_fact(c) for c in found] if isinstance(index, slice) else _fact(found)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
+def _fact(cell: PlannedCell) -> dict[str, str]:
+    return {"cell_id": cell.id, "status": cell.status, "label": cell.label}
 
 
 def _has_gpu_driver() -> bool:

@@ -27,24 +27,27 @@ CURVES = "curves.jsonl"
 _CELL_ID = re.compile(r"[0-9a-f]{64}\Z")
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:
     """Replace the file `path` by `data`, completely or not at all; its folder must exist.
 
-    Raises OSError; the temporary file is removed and the old content stays.
+    With `durable` it also outlasts a loss of power, which costs waiting for the disk. Raises OSError; the
+    temporary file is removed and the old content stays.
     """
     path = Path(path)
     temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temp, "xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temp, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temp.unlink()
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
