@@ -261,7 +261,7 @@ def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
 
     # failures of cells that the matrix no longer has (a mended image folder is another revision) are history
     known = {c.id for c in plan.cells}
-    records = [r for _, r in plan.run.records() if r["status"] == "done" or r["cell_id"] in known]
+    records = (r for _, r in plan.run.records() if r["status"] == "done" or r["cell_id"] in known)
     board = plan.run.path / "board"
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
     build_board(records, board, title=title, description=plan.matrix.matrix.description)

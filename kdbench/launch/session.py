@@ -33,6 +33,7 @@ from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
 from kdbench.results.lease import Lease
+from kdbench.results.progress import write_plan
 from kdbench.results.speed_row import fastest
 from kdbench.results.store import (
     atomic_write_bytes,
@@ -136,6 +137,8 @@ class Session:
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
             self._write_matrix()
+            patterns = {p: k for k, p in enumerate(dict.fromkeys(c.pattern for c in self._plan.cells))}
+            write_plan(self._plan.run, [(c.id, patterns[c.pattern]) for c in self._plan.cells])
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
             self._outlook.plan(jobs, self._shares.workers)
@@ -154,6 +157,10 @@ class Session:
             self._progress.stop()
             lease.close()
         return self._stops > 0
+
+    def device(self) -> str:
+        """Return where the cells run: ``cpu`` or ``cuda``. Raises KdbenchError where that cannot be used."""
+        return self._devices(self._plan.cells)[0]
 
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:

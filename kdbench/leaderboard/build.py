@@ -59,12 +59,14 @@ def build_board(
     the methods that rows are compared with, to the usual ones. Returns the paths. Raises RecordError for a record
     that is not valid or twice there, KdbenchError for a reference that no record has, OSError.
     """
+    from kdbench.leaderboard.thrift import Thrift
     from kdbench.results.schema import Record
     from kdbench.results.store import atomic_write_bytes, validate_record
 
     out = Path(out)
+    thrift = Thrift()
     valid = [
-        r if isinstance(r, Record) else validate_record(r, f"record {str(r.get('cell_id'))[:12]}")
+        r if isinstance(r, Record) else thrift(validate_record(r, f"record {str(r.get('cell_id'))[:12]}"))
         for r in records
     ]
     title = title or out.resolve().name

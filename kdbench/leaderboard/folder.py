@@ -12,6 +12,7 @@ from kdbench.errors import KdbenchError, RecordError, did_you_mean
 from kdbench.leaderboard.build import build_board, render_board
 from kdbench.leaderboard.rows import part
 from kdbench.leaderboard.text import NOTE
+from kdbench.leaderboard.thrift import Thrift
 from kdbench.results.store import RESULT, RunFolder, atomic_write_bytes, parse_record, read_limited
 
 if TYPE_CHECKING:
@@ -71,9 +72,10 @@ def read_records(folder: Path, problems: list[str] | None = None) -> list[Record
     found: list[Record] = []
     records = folder / "records"
     names = sorted(os.listdir(records)) if records.is_dir() else []
+    thrift = Thrift()
     for name in names:
         try:
-            found.append(_read_one(records / name))
+            found.append(thrift(_read_one(records / name)))
         except RecordError as error:
             if problems is None:
                 raise

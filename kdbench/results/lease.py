@@ -299,6 +299,11 @@ def _born(pid: int) -> int | None:
     return None if dead else int(fields[19])
 
 
+def gone(holder: Holder) -> bool:
+    """Return whether a holder is surely gone: a process of this machine that is no more."""
+    return _alive(holder) is False
+
+
 def _alive(holder: Holder) -> bool | None:
     """Return whether the holder lives, where it is a process of this machine; None where it cannot be told."""
     if not holder.machine or holder.machine != _machine():

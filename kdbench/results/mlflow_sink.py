@@ -67,6 +67,8 @@ class MlflowSink:
         self._parent: str | None = None
         self._known: dict[str, list[_Known]] = {}
         self._counts: dict[str, int] = {}
+        #: sha256 of the records that were stored, by cell id
+        self._written: dict[str, str] = {}
 
     @staticmethod
     def prepare() -> None:
@@ -91,7 +93,7 @@ class MlflowSink:
             self._experiment_id = self._experiment(f"kdbench/{matrix['name']}")
         with self._told():
             self._known = self._read_known()
-        self._parent, self._counts, self.artifact_warnings = None, {}, []
+        self._parent, self._counts, self._written, self.artifact_warnings = None, {}, {}, []
 
     def write(self, record: Mapping[str, Any], folder: Path) -> None:
         """Store one record with the curves and files in its folder; an older run of the cell is deleted.
@@ -118,6 +120,7 @@ class MlflowSink:
                     client.delete_run(old.run_id)
         self._known[cell_id] = [same]
         if written:
+            self._written[cell_id] = sha256
             self._counts[record["status"]] = self._counts.get(record["status"], 0) + 1
         return written
 
@@ -139,6 +142,9 @@ class MlflowSink:
 
     def close(self, status: str) -> None:
         """End the parent run (``done``, ``interrupted``, else failed) and let the client go."""
+        if self._client is not None and self._written:
+            with self._told():
+                self._drop_twins()
         if self._client is not None and self._parent is not None:
             from mlflow.entities import Metric
 
@@ -148,6 +154,16 @@ class MlflowSink:
                 self._client.log_batch(self._parent, metrics=counts)
                 self._client.set_terminated(self._parent, _PARENT_STATUS.get(status.lower(), "FAILED"))
         self._client = self._parent = None
+
+    def _drop_twins(self) -> None:
+        """Delete all but one run of cells that other writers stored at the same time; all choose the same one."""
+        client = self._ready()
+        for cell_id, runs in self._read_known().items():
+            sha256 = self._written.get(cell_id)
+            same = sorted(k.run_id for k in runs if k.complete and k.sha256 == sha256)
+            for run_id in same[1:] if sha256 is not None else ():
+                with contextlib.suppress(Exception):  # another writer may have deleted it already
+                    client.delete_run(run_id)
 
     def _ready(self) -> MlflowClient:
         if self._client is None:
@@ -176,7 +192,13 @@ class MlflowSink:
             location = None
             if path is not None:
                 location = (path.parent / "mlartifacts" / fields.key(name).replace("/", "-")).as_uri()
-            return str(client.create_experiment(name, artifact_location=location))
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except Exception:
+                # another writer may have made it meanwhile
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
         if found.lifecycle_stage == "deleted":
             raise SinkError(
                 f"MLflow store {redact(self.uri)!r}: the experiment {name!r} was deleted; restore it with "

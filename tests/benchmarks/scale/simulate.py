@@ -1,7 +1,7 @@
 """``python -m scale.simulate run|again|board CELLS FOLDER``: one process of a large matrix, as JSON on stdout.
 
-``run`` plans the matrix and has all its cells ended by :mod:`scale.fake_cells`; ``again`` plans it when all is done;
-``board`` builds the board. Memory is the most that the process took, in MiB; times are seconds.
+``run`` plans the matrix and has all its cells ended by :mod:`scale.fake_cells`; ``again`` plans it when all is
+done; ``board`` builds the board. Memory is the most that the process took, in MiB; times are seconds.
 """
 
 from __future__ import annotations
