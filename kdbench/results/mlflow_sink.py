@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 #: MLflow takes 1,000 entities, 1,000 metrics, 100 params and 100 tags in one batch.
 _METRICS_PER_BATCH = 800
 _PARAMS_PER_BATCH = 100
+#: For what fails when another writer does the same at the same time.
+_ATTEMPTS = 3
 _TERMINATED = frozenset({"FINISHED", "FAILED", "KILLED"})
 _PARENT_STATUS = {
     "done": "FINISHED",
@@ -286,7 +288,15 @@ class MlflowSink:
         name, digest, source = fields.dataset_input(record)
         dataset = Dataset(name=name, digest=digest, source_type="code", source=source)
         context = [InputTag("mlflow.data.context", "training")]
-        client.log_inputs(run_id, datasets=[DatasetInput(dataset, context)])
+        inputs = [DatasetInput(dataset, context)]
+        for attempt in range(_ATTEMPTS):
+            try:
+                client.log_inputs(run_id, datasets=inputs)
+                return
+            except Exception:
+                # MLflow looks for the data set, then inserts it: of writers that come first together one fails
+                if attempt + 1 == _ATTEMPTS:
+                    raise
 
     def _log_artifacts(self, client: MlflowClient, run_id: str, folder: Path) -> None:
         for name in (RESULT, CURVES):
