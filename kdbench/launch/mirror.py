@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
 from kdbench.registry import Registry
 from kdbench.results.store import RESULT, read_record_dict
+
+if TYPE_CHECKING:
+    from kdbench.results.schema import Record
 
 
 def prepare(registry: Registry, names: Sequence[str]) -> None:
@@ -60,6 +63,14 @@ class Mirrors:
     def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         """Add metrics that only the whole matrix can tell, where a sink takes them."""
         self._later(self._each, lambda s: s.annotate(cell_id, metrics) if hasattr(s, "annotate") else None)
+
+    def annotate_gaps(self, records: Iterable[Record]) -> None:
+        """Add the gap that each cell closes between its student alone and its teacher."""
+        from kdbench.leaderboard.gap import cell_gaps
+        from kdbench.leaderboard.thrift import Thrift
+
+        for cell_id, gap in cell_gaps(map(Thrift(), records)).items():
+            self.annotate(cell_id, {"final/gap_closed": gap})
 
     def close(self, status: str) -> None:
         """Close every sink that still works, when all that came before is written."""

@@ -7,10 +7,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
@@ -29,12 +27,12 @@ from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
 from kdbench.launch.teacher_plan import describe
+from kdbench.launch.views import Facts, Files, has_gpu_driver, outcome
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
 from kdbench.results.lease import Lease
 from kdbench.results.progress import write_plan
-from kdbench.results.speed_row import fastest
 from kdbench.results.store import (
     atomic_write_bytes,
     atomic_write_json,
@@ -259,7 +257,7 @@ class Session:
                 self._tell([f"warning: the launcher '{self._options.launcher}' runs every cell alone"])
             arranged = list(jobs)
         else:
-            arranged = arrange(jobs, _Files(self._cells), self._wish, workers)
+            arranged = arrange(jobs, Files(self._cells), self._wish, workers)
         self._outlook.plan(arranged, workers)
         return arranged
 
@@ -295,7 +293,7 @@ class Session:
         """Return the jobs that would be launched; nothing is written."""
         cells = self.open_cells()
         device, gpus = "cpu", 0
-        if self._options.device != "cpu" and _has_gpu_driver():
+        if self._options.device != "cpu" and has_gpu_driver():
             with suppress(KdbenchError):  # a plan may be made for another machine than this one
                 device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
@@ -334,22 +332,15 @@ class Session:
             cell.status = record["status"]
             cell.reason = (record.get("error") or {}).get("message")
             self._outlook.see(event, record)
-            self._progress.cell_ended(cell, cell.status, _outcome(record))
+            self._progress.cell_ended(cell, cell.status, outcome(record))
             self._mirrors.write(cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
 
     def _annotate(self) -> None:
         """Tell the sinks what takes the whole matrix to know."""
-        from kdbench.leaderboard.gap import cell_gaps
-
-        if not self._mirrors.annotated:
-            return
-        records = []
-        for cell in self._plan.cells:
-            if cell.status == "done":
-                records.append(read_record(cell.folder / "result.json"))
-        for cell_id, gap in cell_gaps(records).items():
-            self._mirrors.annotate(cell_id, {"final/gap_closed": gap})
+        if self._mirrors.annotated:
+            done = [c.folder / "result.json" for c in self._plan.cells if c.status == "done"]
+            self._mirrors.annotate_gaps(read_record(path) for path in done)
 
     def _note_not_applicable(self) -> None:
         """Leave a record of cells that cannot be, so that a board shows them with the reason."""
@@ -379,7 +370,7 @@ class Session:
 
     def _facts(self) -> dict[str, Any]:
         matrix = self._plan.matrix.matrix
-        cells = _Facts(self._plan.cells)
+        cells = Facts(self._plan.cells)
         return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": cells}
 
     def _fire(self, hook: str, **arguments: Any) -> None:
@@ -401,51 +392,3 @@ class Session:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-class _Files(Mapping[str, CellFile]):
-    """What the cells are, by id, made when it is asked for: there may be 100,000."""
-
-    def __init__(self, cells: Mapping[str, PlannedCell]) -> None:
-        self._cells = cells
-
-    def __getitem__(self, cell_id: str) -> CellFile:
-        return self._cells[cell_id].file
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cells)
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-
-class _Facts(Sequence[Mapping[str, Any]]):
-    """The cells as plug-ins see them, made when they are asked for."""
-
-    def __init__(self, cells: Sequence[PlannedCell]) -> None:
-        self._cells = cells
-
-    def __getitem__(self, index: Any) -> Any:
-        found = self._cells[index]
-        return [_fact(c) for c in found] if isinstance(index, slice) else _fact(found)
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-
-def _fact(cell: PlannedCell) -> dict[str, str]:
-    return {"cell_id": cell.id, "status": cell.status, "label": cell.label}
-
-
-def _has_gpu_driver() -> bool:
-    """Return whether it is worth a process with torch, which takes seconds, to ask for GPUs."""
-    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
-
-
-def _outcome(record: Mapping[str, Any]) -> str:
-    if record["status"] != "done":
-        return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
-    if record.get("speeds"):
-        return fastest(record["speeds"])
-    last = record["deployables"][record["primary"]]["last"]
-    return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")
