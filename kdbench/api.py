@@ -12,6 +12,7 @@ from kdbench.errors import DataError, KdbenchError
 from kdbench.hooks import Job, Launcher, Needs, Sink
 from kdbench.protocol.dataset import Dataset, DatasetParams
 from kdbench.protocol.run import Handle, Run
+from kdbench.protocol.search import Search
 from kdbench.protocol.task import Task
 from kdbench.protocol.types import (
     Batch,
@@ -54,6 +55,7 @@ __all__ = [
     "Out",
     "Phase",
     "Run",
+    "Search",
     "Sink",
     "Stream",
     "Tap",

@@ -247,8 +247,10 @@ class Launcher(Protocol):
 class Sink(Protocol):
     """Mirrors finished records; idempotent by cell id. May raise: the run goes on and `kdbench sync` repairs.
 
-    A sink may also have ``annotate(cell_id, metrics)``, which gets what only the whole matrix can tell, and a
-    static ``prepare()``, called in a thread before :meth:`open`, to import what takes long.
+    A sink may also have ``annotate(cell_id, metrics)``, which gets what only the whole matrix can tell (nan:
+    nothing), ``summarise(rows)``, which gets what is said of the seeds of each row together, ``observe(samples)``,
+    which gets how busy the machine was, and a static ``prepare()``, called in a thread before :meth:`open`, to
+    import what takes long.
     """
 
     def open(self, matrix: Mapping[str, Any], *, uri: str | None = None) -> None: ...

@@ -45,3 +45,12 @@ def kdbench(tmp_path):
     command = Command(tmp_path)
     yield command
     command.close()
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium."""
+    from chromium import chromium
+
+    with chromium() as driver:
+        yield driver

@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.matrix.identity import cell_id
+from kdbench.results.content import content_sha256
 
 TEACHER_ARCH = "timm:test_resnet"
 STUDENT_ARCH = "timm:test_efficientnet"
+
+
+def signed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the digest of its content, as kdbench writes it."""
+    return {**record, "content_sha256": content_sha256(record)}
 
 
 def teacher_id(teacher: str) -> str:

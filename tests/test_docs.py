@@ -14,7 +14,7 @@ import pytest
 
 from kdbench import hooks
 from kdbench.cli import VERBS
-from kdbench.matrix import expand, load_matrix
+from kdbench.matrix import expand, load_matrix, tune
 from kdbench.matrix import recipe as recipes
 from kdbench.matrix import schema as matrices
 from kdbench.protocol.types import Golden, Opt, Phase, Tap
@@ -38,6 +38,8 @@ MATRIX_SECTIONS = {
     "Throughput": matrices.ThroughputItem,
     "Include": matrices.Include,
     "Exclude": matrices.Exclude,
+    "Tune": matrices.Tune,
+    "Search": tune.SearchItem,
     "Recipe": recipes.Recipe,
     "Optimizer": recipes.Optimizer,
     "Schedule": recipes.Schedule,
@@ -53,6 +55,8 @@ RECORD_SECTIONS = {
         records.BatchSpeed,
         records.Cost,
         records.TeacherRef,
+        records.Tuning,
+        records.Validation,
         records.Plugin,
         records.Failure,
     )
@@ -284,3 +288,10 @@ def test_every_method_and_matrix_that_is_shipped_is_named():
 
     page = (ROOT / "docs/reference/matrix.md").read_text()
     assert [n for n in (*matrix_names(), *recipe_names()) if f"`{n}`" not in page] == []
+
+
+def test_every_file_of_benchmarks_is_in_the_table():
+    page = (ROOT / "docs/how-to/run-benchmarks.md").read_text()
+    folder = ROOT / "tests/benchmarks"
+    files = {p.name for p in (*folder.glob("test_bench_*.py"), *folder.glob("test_losses.py"))}
+    assert set(re.findall(r"^\| `(\w+\.py)` \|", page, flags=re.M)) == files

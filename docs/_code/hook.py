@@ -17,6 +17,9 @@ from kdbench_docs.published import published_rows
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
+from kdbench.leaderboard.folder import board_folders, load_folder
+from kdbench.leaderboard.site import SiteBoard, render_site
+from kdbench.leaderboard.site.load import site_board
 from kdbench.registry import Registered, Registry
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +65,11 @@ def generated_pages() -> dict[str, str]:
     }
 
 
+def site_boards(folder: Path) -> list[SiteBoard]:
+    """Return the boards under `folder`, for their own site within this one."""
+    return [site_board(load_folder(board)) for board in board_folders(folder)]
+
+
 def on_config(config: Any) -> Any:
     """Put the methods into the navigation."""
     for section in config.nav:
@@ -75,10 +83,10 @@ def on_files(files: Any, config: Any) -> Any:
     made: dict[str, str] = generated_pages()
     for kind in SCHEMAS:
         made[f"reference/{kind}.schema.json"] = output_of("schema", kind)
-    for board in sorted((ROOT / "leaderboards").glob("*/index.html")):
-        made[f"leaderboards/{board.parent.name}/index.html"] = board.read_text(encoding="utf-8")
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
+    for path, content in render_site(site_boards(ROOT / "leaderboards")):
+        files.append(File.generated(config, f"leaderboards/{path}", content=content))
     return files
 
 
@@ -128,7 +136,8 @@ def relink(markdown: str, page: str) -> str:
             return match[0]
         board = re.fullmatch(r"leaderboards/([^/]+)(/(README\.md|index\.html))?", path)
         if board:
-            up = posixpath.relpath(f"leaderboards/{board[1]}/index.html", posixpath.dirname(page) or ".")
+            target = f"leaderboards/boards/{board[1]}/index.html"
+            up = posixpath.relpath(target, posixpath.dirname(page) or ".")
             return f"[{words}]({up})"
         return words
 

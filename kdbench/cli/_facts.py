@@ -64,6 +64,9 @@ def _method(item: Registered, target: Any) -> dict[str, Any]:
         "fidelity": getattr(target, "fidelity", None),
         "parameters": _parameters(target),
         "presets": plain(getattr(target, "presets", {})),
+        "search": {
+            key: {**s.plain(), "source": s.source} for key, s in getattr(target, "search", {}).items()
+        },
     }
 
 

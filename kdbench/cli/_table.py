@@ -75,3 +75,10 @@ def plain(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return plain(value.model_dump())
     return value.as_posix() if isinstance(value, Path) else str(value)
+
+
+def range_text(where: Mapping[str, Any]) -> str:
+    """Return where a hyper-parameter is searched: ``0.1 to 10 (log)``, or ``a, b``."""
+    if "choices" in where:
+        return ", ".join(map(str, where["choices"]))
+    return f"{where['low']:g} to {where['high']:g}" + (" (log)" if where["log"] else "")

@@ -97,7 +97,6 @@ def _run(paths: list[Path], expression: str | None) -> tuple[int, dict[str, Any]
     """Run pytest; return its exit code and the results, None where nothing ran. Raises KdbenchError."""
     import json
     import os
-    import subprocess
     import tempfile
 
     from kdbench.errors import KdbenchError
@@ -114,7 +113,7 @@ def _run(paths: list[Path], expression: str | None) -> tuple[int, dict[str, Any]
         command += ["-k", expression] if expression else []
         # of a pytest that this may be called from, whose options are not meant
         env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-        code = subprocess.run([*command, *map(str, paths)], check=False, env=env).returncode
+        code = _run_told([*command, *map(str, paths)], env, out)
         if code in (2, 3, 4):
             raise KdbenchError(f"pytest ended with code {code}")
         if not out.exists() or not out.stat().st_size:
@@ -124,6 +123,19 @@ def _run(paths: list[Path], expression: str | None) -> tuple[int, dict[str, Any]
     results.get("machine_info", {}).pop("node", None)
     results["kdbench"] = _environment()
     return code, results if results["benchmarks"] else None
+
+
+def _run_told(command: list[str], env: dict[str, str], out: Path) -> int:
+    """Run pytest and return its exit code; its word on `out`, which is gone by then, is left out."""
+    import subprocess
+
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if str(out) not in line:
+                sys.stderr.write(line)
+                sys.stderr.flush()
+    return process.returncode
 
 
 def _need_pytest() -> None:

@@ -42,7 +42,8 @@ def compare(
     """Compare B with A: run folders, boards, or two JSON files of `kdbench throughput`.
 
     Differences that their 95 % interval cannot tell from none are marked with ~. Exit code 1 when B has a
-    regression: a significant loss beyond the tolerance, or a cell that was done in A and is not in B.
+    regression: a loss beyond the tolerance, significant for the number of comparisons, or a cell that is done in A
+    and failed in B.
     """
     from kdbench.cli._table import plain, print_json
 
@@ -80,30 +81,42 @@ def compare(
 
 
 def record_regressions(found: Comparison, tolerance: float, limit: float | None) -> list[str]:
-    """Return a line for each regression of B. `limit` is the loss of speed allowed, None: any."""
+    """Return a line for each regression of B. `limit` is the loss of speed allowed, None: any.
+
+    Of many comparisons some are significant by chance, so those of accuracy and those of speed are corrected for
+    their number.
+    """
+    from kdbench.stats.differences import holm
+
+    accuracies = holm([line.accuracy for line in found.lines if line.accuracy is not None])
+    speeds = holm([speed for line in found.lines for speed in line.speeds.values()])
     out = []
     for line in found.lines:
         name = ", ".join(line.name)
         out += [f"{name}, seed {seed}: done in A, {status} in B" for seed, status in line.broken.items()]
         out += [f"{name}: {lost}" for lost in line.lost]
         top1 = line.accuracy
-        if top1 is not None and top1.significant and top1.value < -tolerance:
+        if any(top1 is one for one in accuracies) and top1 is not None and top1.value < -tolerance:
             out.append(f"{name}: top-1 {top1.value:+.2f} points")
         if limit is not None:
             for what, speed in line.speeds.items():
-                if speed.significant and speed.value < 1 - limit:
+                if speed.value < 1 - limit and any(speed is one for one in speeds):
                     out.append(f"{name}: {what} {100 * (speed.value - 1):+.1f} %")
     return out
 
 
 def sheet_regressions(found: SheetComparison, limit: float | None) -> list[str]:
-    """Return a line for each regression of B."""
+    """Return a line for each regression of B; speeds are corrected for their number."""
+    from kdbench.stats.differences import holm
+
+    speeds = holm([line.speed for line in found.lines if line.speed is not None])
     out = []
     for line in found.lines:
         name = ", ".join(line.name)
         if line.broken is not None:
             out.append(f"{name}: done in A, {line.broken} in B")
-        if limit is not None and line.speed is not None and line.significant and line.speed.value < 1 - limit:
+        lost = limit is not None and line.speed is not None and line.speed.value < 1 - limit
+        if lost and line.speed is not None and any(line.speed is one for one in speeds):
             out.append(f"{name}: {100 * (line.speed.value - 1):+.1f} %")
     return out
 
@@ -203,8 +216,11 @@ def _mark(found: Difference, significant: bool | None = None) -> str:
 
 
 def _ratio(found: Difference, significant: bool | None = None) -> str:
-    interval = "" if found.low is None or found.high is None else f" [{found.low:.3f}, {found.high:.3f}]"
-    return f"{_mark(found, significant)}{found.value:.3f}{interval}"
+    if found.low is None or found.high is None:
+        interval = f"n/a ({found.n} {found.of if found.n > 1 else found.of[:-1]})"
+    else:
+        interval = f"[{found.low:.3f}, {found.high:.3f}]"
+    return f"{_mark(found, significant)}{found.value:.3f} {interval}"
 
 
 def _show_sheets(found: SheetComparison) -> None:
@@ -228,7 +244,9 @@ def _show_rest(found: Comparison | SheetComparison, regressions: list[str]) -> N
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             click.echo(f"only in {side}: {'; '.join(names[:3])}{more}")
-    click.echo("~: the 95 % interval cannot tell the difference from none, or there is one value only")
+    click.echo(
+        "~: the 95 % interval cannot tell the difference from none, or there are too few values for one"
+    )
     for line in regressions:
         click.echo(f"regression: {line}")
     click.echo(f"{len(regressions)} regression(s)")

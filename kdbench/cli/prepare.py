@@ -55,12 +55,15 @@ def prepare(
     from kdbench.launch.progress import make_progress
     from kdbench.launch.session import Options, Session
     from kdbench.matrix import expand, load_matrix
+    from kdbench.matrix.studies import read_studies
     from kdbench.results.store import RunFolder
 
     registry = settings.registry()
     loaded = load_matrix(matrix, sets=sets)
+    folder = RunFolder(runs / loaded.matrix.name)
+    found = read_studies(folder.path) if loaded.matrix.tune else None
     seen = []
-    for spec in expand(loaded, only=only).cells:
+    for spec in expand(loaded, only=only, found=found).cells:
         key = (spec.dataset.name, str(spec.dataset.args))
         if key not in seen:
             seen.append(key)
@@ -72,7 +75,6 @@ def prepare(
             )
     if data_only:
         return
-    folder = RunFolder(runs / loaded.matrix.name)
     plan = Planner(registry, loaded, folder, settings.disable, device).plan(only)
     options = Options(workers=workers, device=device, sinks=("none",), only_teachers=True)
     session = Session(registry, plan, options, make_progress())

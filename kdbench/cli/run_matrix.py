@@ -13,6 +13,7 @@ from kdbench.cli._warnings import print_warnings
 if TYPE_CHECKING:
     from kdbench.launch.plan import Plan, PlannedCell
     from kdbench.matrix.word_or_number import WordOrNumber
+    from kdbench.results.schema import Labels
 
 
 @click.command("run-matrix")
@@ -81,6 +82,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder of run folders.",
 )
+@click.option(
+    "--system-metrics/--no-system-metrics",
+    default=True,
+    show_default=True,
+    help="Sample the load of the machine every 10 s, where psutil is installed; never while speed is measured.",
+)
 @click.pass_obj
 def run_matrix(
     settings: Any,
@@ -98,6 +105,7 @@ def run_matrix(
     sinks: tuple[str, ...],
     tracking_uri: str | None,
     runs: Path,
+    system_metrics: bool,
 ) -> None:
     """Run MATRIX, a file or the name of a shipped matrix.
 
@@ -145,6 +153,7 @@ def run_matrix(
         gang=gang,
         threads=threads,
         slots_per_gpu=slots,
+        system_metrics=system_metrics,
     )
     session = Session(registry, plan, options, make_progress())
     if dry_run:
@@ -242,7 +251,7 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     chosen = {cell.id for cell in open_cells}
     for cell in plan.cells:
         names = cell.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = _kind(names)
         again = cell.status not in ("to run", "interrupted") and cell.id in chosen
         status = f"{cell.status}, again" if again else cell.status
         # as text: labels may have square brackets, which rich takes for markup
@@ -255,16 +264,28 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     click.echo(f"{len(open_cells)} cell(s) would run")
 
 
+def _kind(names: Labels) -> str:
+    track = "" if names.track == "default" else f" ({names.track})"
+    return track if names.role == "student" else f" ({names.role}){track}"
+
+
 def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     """Build the run's board and print its table, the failures and where everything is."""
+    from kdbench.errors import KdbenchError
     from kdbench.leaderboard import build_board
 
     # failures of cells that the matrix no longer has (a mended image folder is another revision) are history
     known = {c.id for c in plan.cells}
-    records = (r for _, r in plan.run.records() if r["status"] == "done" or r["cell_id"] in known)
+
+    def leave_out(error: KdbenchError) -> None:
+        click.echo(f"warning: {error}; it is left out of the board", err=True)
+
+    found = (r for _, r in plan.run.records(on_error=leave_out))
+    records = (r for r in found if r["status"] == "done" or r["cell_id"] in known)
     board = plan.run.path / "board"
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
-    build_board(records, board, title=title, description=plan.matrix.matrix.description)
+    description = plan.matrix.matrix.description
+    build_board(records, board, title=title, description=description, run=plan.run.path)
     if all(cell.file.only_speed for cell in plan.cells):
         _print_speeds(plan)
     else:
@@ -312,7 +333,7 @@ def _print_table(plan: Plan) -> None:
     rows: dict[tuple[str, ...], list[float | None]] = {}
     for cell in plan.cells:
         names = cell.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = _kind(names)
         value = None
         if cell.status == "done":
             record = read_record_dict(cell.folder / "result.json")
@@ -335,6 +356,6 @@ def _print_table(plan: Plan) -> None:
 def _point(plan: Plan, sinks: tuple[str, ...]) -> None:
     name = plan.matrix.matrix.name
     click.echo(f"board:   {plan.run.path / 'board' / 'index.html'}")
-    click.echo(f"publish: kdbench leaderboard build leaderboards/{name} --from {plan.run.path}")
+    click.echo(f"publish: kdbench submit {plan.run.path} --board {name}")
     if "mlflow" in sinks:
         click.echo("mlflow:  kdbench ui")

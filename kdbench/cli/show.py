@@ -87,7 +87,7 @@ _HEAD = {
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from kdbench.cli._table import print_table
+    from kdbench.cli._table import print_table, range_text
     from kdbench.registry import singular
 
     git = f", git {facts['plugin_git']}" if facts["plugin_git"] else ""
@@ -106,6 +106,9 @@ def _print(facts: dict[str, Any]) -> None:
     if facts.get("presets"):
         rows = [[n, ", ".join(f"{k}={v!r}" for k, v in over.items())] for n, over in facts["presets"].items()]
         _section("presets", ("preset", "overrides"), rows)
+    if facts.get("search"):
+        rows = [[n, range_text(where), where["source"]] for n, where in facts["search"].items()]
+        _section("where `kdbench tune` searches", ("name", "range", "source"), rows)
     if facts.get("metrics"):
         better = {True: "higher", False: "lower", None: "-"}
         rows = [

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from kdbench.results.schema import Record
 
 
 @click.command("sync")
@@ -29,15 +24,16 @@ def sync(run: str, tracking_uri: str | None, runs: Path) -> None:
     Records that MLflow holds already are left alone, changed ones replace their run. A broken record is
     reported and skipped, and the exit code is then 1.
     """
-    from kdbench.leaderboard.gap import cell_gaps
+    from kdbench.leaderboard.mirrored import tell
     from kdbench.results.mlflow_sink import MlflowSink
+    from kdbench.results.store import RunFolder
     from kdbench.results.sync import sync as replay
     from kdbench.results.tracking import redact
 
     folder = _find(run, runs)
     sink = MlflowSink()
-    gaps = {cell: {"final/gap_closed": gap} for cell, gap in cell_gaps(_good_records(folder)).items()}
-    counts = replay(folder, sink, uri=tracking_uri, annotations=gaps)
+    told = tell(RunFolder(folder).good_records())
+    counts = replay(folder, sink, uri=tracking_uri, annotations=told.annotations, summaries=told.summaries)
     for line in (*counts.problems, *sink.artifact_warnings):
         click.echo(line, err=True)
     click.echo(
@@ -46,18 +42,6 @@ def sync(run: str, tracking_uri: str | None, runs: Path) -> None:
     )
     if counts.failed:
         sys.exit(1)
-
-
-def _good_records(folder: Path) -> list[Record]:
-    """Return the records that can be read; the replay reports the others."""
-    from kdbench.errors import RecordError
-    from kdbench.results.store import RunFolder, read_record
-
-    good = []
-    for cell in RunFolder(folder).cell_folders():
-        with contextlib.suppress(RecordError):
-            good.append(read_record(cell / "result.json"))
-    return good
 
 
 def _find(run: str, runs: Path) -> Path:

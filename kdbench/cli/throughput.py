@@ -276,7 +276,7 @@ def _print_sheet(sheet: SpeedSheet) -> None:
             batch = "" if row.batch_size is None else f", batch {row.batch_size}"
             click.echo(f"{row.status}: {row.model}, {row.mode}, {row.precision}{batch}: {row.message}")
     if sheet.drift_percent is not None:
-        click.echo(f"drift of the machine: {sheet.drift_percent:+.1f} %")
+        click.echo(f"drift of the machine: {sheet.drift_percent:.1f} % (median of the rows)")
     click.echo(f"memory: {sheet.memory}")
 
 

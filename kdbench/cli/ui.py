@@ -23,7 +23,9 @@ def ui(tracking_uri: str | None, host: str, port: int) -> None:
         click.echo(f"the runs are on a tracking server; open {redact(uri)}")
         return
     command = ui_command(uri, host, port)
-    click.echo(f"MLflow on {redact(uri)}: http://{host}:{port} (Ctrl-C ends it)")
+    # MLflow's first page is of language models, unless a browser was told otherwise before
+    page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    click.echo(f"MLflow on {redact(uri)}: {page} (Ctrl-C ends it)")
     sys.stdout.flush()
     os.execvpe(command[0], command, ui_environment(uri))
 
@@ -48,4 +50,6 @@ def ui_environment(uri: str) -> dict[str, str]:
     """Return the environment of that command."""
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     environment.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # helpers for evaluating language models, in processes of their own
+    environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     return environment

@@ -234,4 +234,5 @@ def data_context(
         limit_test=cell.dataset.limit_test,
         views=views,
         workers=cell.loaders,
+        test=not cell.trial,
     )

@@ -33,8 +33,9 @@ from kdbench.measure.operations import macs, parameters
 from kdbench.measure.throughput import measure, median_seconds
 from kdbench.protocol.method import Method
 from kdbench.registry import Registry, code_digest
+from kdbench.results.confusion import MAX_CLASSES, write_confusion
 from kdbench.results.schema import Cost, Deployable, Plugin, Record, TeacherRef
-from kdbench.results.store import atomic_write_bytes, read_record_dict, write_record
+from kdbench.results.store import atomic_write_bytes, put_record_aside, read_record_dict, write_record
 
 
 class Hooks:
@@ -89,6 +90,7 @@ class CellTrainer:
         #: None until the cell is set up
         self.loop: Loop | None = None
         self._fill_s = 0.0
+        self._confusion: torch.Tensor | None = None
         self._started = now()
 
     def run(self) -> Record:
@@ -113,12 +115,12 @@ class CellTrainer:
                 run,
                 method,
                 self.folder,
-                evaluate=lambda: evaluate_all(method, run),
+                evaluate=lambda: self._evaluate(method, run),
                 on_epoch=self._on_epoch,
                 should_stop=self.hooks.should_stop,
                 gate=self.hooks.gate,
                 wanted=self.hooks.wanted,
-                keep=lambda epochs: self._keep_route(run, epochs),
+                keep=lambda epochs: self._keep_files(run, epochs),
                 clock=clock,
             )
             # networks are made under seeds of their own, so training starts from the same state whatever
@@ -212,8 +214,20 @@ class CellTrainer:
         text = "".join(json.dumps(row) + "\n" for row in at.rows)
         atomic_write_bytes(self.folder / "curves.jsonl", text.encode())
 
-    def _keep_route(self, run: CellRun, epochs: int) -> None:
+    def _evaluate(self, method: Method, run: CellRun) -> dict[str, dict[str, float]]:
+        def keep(counts: torch.Tensor) -> None:
+            self._confusion = counts
+
+        assert self.loop is not None
+        wanted = self.loop.ending and run.data.num_classes <= MAX_CLASSES
+        return evaluate_all(method, run, test=not self.cell.trial, by_class=keep if wanted else None)
+
+    def _keep_files(self, run: CellRun, epochs: int) -> None:
+        """Keep what belongs to the epoch that is over, before the checkpoint says that it is."""
         self.hooks.fence()  # before the checkpoint too, which is written next
+        if self._confusion is not None:
+            write_confusion(self.folder, run.data.class_names, self._confusion.tolist())
+            self._confusion = None
         if epochs in self.cell.keep_epochs:
             path = route_path(self.folder, epochs)
             path.parent.mkdir(exist_ok=True)
@@ -271,6 +285,7 @@ class CellTrainer:
             cost=self._cost(run, method, at, share),
             teachers=self.teacher_refs,
             floors=dict(task.floors(run.task_data)),
+            tuning=cell.tuning,
             environment=capture(
                 self.device,
                 precision=cell.recipe.precision,
@@ -300,9 +315,7 @@ class CellTrainer:
             if before["weights_sha256"] == record.weights_sha256:
                 atomic_write_bytes(model, weights)
                 return
-            previous = self.folder / "previous"
-            previous.mkdir(exist_ok=True)
-            path.rename(previous / f"result-{len(list(previous.iterdir())) + 1}.json")
+            put_record_aside(self.folder)
         atomic_write_bytes(model, weights)
         write_record(self.folder, record)
 
@@ -346,6 +359,7 @@ class CellTrainer:
             device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s + at.compile_s) / 3600,
             peak_memory_mb=None if self.sharing.several else peak_memory_mb(self.device),
             shared_s=at.shared_s or None,
+            gang=self.sharing.gang,
             compile_s=None if self.cell.recipe.compile == "none" else at.compile_s,
             fill_s=at.fill_s if self.cell.teacher_cache else None,
             cached_forwards=at.answered if self.cell.teacher_cache else None,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from kdbench.matrix.recipe import Recipe
-from kdbench.results.schema import Labels
+from kdbench.results.schema import Labels, Tuning
 
 
 class _Part(BaseModel):
@@ -90,11 +90,32 @@ class CellFile(_Part):
     #: processes that read a streaming data set; None: as many as a cell alone on the machine would take
     loaders: int | None = None
     disable_plugins: list[str] = Field(default_factory=list)
+    #: how `params` were found, where they were searched
+    tuning: Tuning | None = None
+
+    def table_facts(self, k: int) -> dict[str, Any]:
+        """Return what a plan can know of the table of teacher `k`; tables that differ in it are not the same."""
+        teacher = self.teachers[k]
+        return {
+            "teacher": teacher.architecture.model_dump(mode="json"),
+            "weights": [teacher.source, teacher.sha256 or teacher.ref, teacher.mean, teacher.std],
+            "task": self.identity["task"],
+            "data": {
+                key: self.identity["dataset"].get(key) for key in ("name", "version", "revision", "args")
+            },
+            "precision": self.recipe.precision,
+            "deterministic": self.recipe.deterministic,
+        }
 
     @property
     def only_speed(self) -> bool:
         """Whether nothing is trained: the cell measures the untrained student."""
         return self.throughput is not None and self.throughput.only
+
+    @property
+    def trial(self) -> bool:
+        """Whether the cell is a trial of a search, which sees no test image."""
+        return self.labels.role == "trial"
 
     @property
     def precisions(self) -> list[str]:

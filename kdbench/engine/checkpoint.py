@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,18 @@ def unpack(tensors: Mapping[str, Tensor], skeleton: Any) -> Any:
 def save_state(path: Path, state: Any) -> None:
     """Write a nested state atomically."""
     tensors, skeleton = pack(state)
-    atomic_write_bytes(path, save(tensors, metadata={"state": json.dumps(skeleton)}))
+    metadata = {"state": json.dumps(skeleton), "crc32": _crc32(tensors)}
+    atomic_write_bytes(path, save(tensors, metadata=metadata))
+
+
+def _crc32(tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of contiguous tensors on the CPU; safetensors notices a length that changed, not a bit."""
+    crc = 0
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        if tensor.numel():
+            crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def load_state(path: Path) -> Any:
@@ -63,7 +75,10 @@ def load_state(path: Path) -> Any:
     try:
         with safe_open(str(path), framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict
-            return unpack(tensors, json.loads(f.metadata()["state"]))
+            metadata = f.metadata()
+        if metadata.get("crc32") not in (None, _crc32(tensors)):
+            raise ValueError("its tensors are not as they were written")
+        return unpack(tensors, json.loads(metadata["state"]))
     except Exception as e:
         raise KdbenchError(f"{path}: not a usable checkpoint ({type(e).__name__}: {e})") from e
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.engine.context import CellRun
+from kdbench.errors import DataError
 from kdbench.protocol.method import Method
 from kdbench.registry import Registry
 from kdbench.results.schema import BestEpoch
@@ -22,15 +23,30 @@ def deployables(method: Method, run: CellRun) -> dict[str, nn.Module]:
     return out
 
 
-def evaluate_all(method: Method, run: CellRun) -> dict[str, dict[str, float]]:
-    """Return ``{deployable: {"test/top1": ..., "val/top1": ...}}`` with every metric of the task."""
+def evaluate_all(
+    method: Method, run: CellRun, *, test: bool = True, by_class: Callable[[Tensor], None] | None = None
+) -> dict[str, dict[str, float]]:
+    """Return ``{deployable: {"test/top1": ..., "val/top1": ...}}`` with every metric of the task.
+
+    Without `test` only the validation split counts, and there must be one: raises DataError otherwise. `by_class`
+    gets the confusion counts of the primary deployable on the test split, where the task has them.
+    """
     results: dict[str, dict[str, float]] = {}
-    has_val = "val" in run.task_data.splits
+    splits = ["val"] if "val" in run.task_data.splits else []
+    if not (splits or test):
+        raise DataError(f"{run.data.name}: a search needs a validation split, and there is none")
+    splits += ["test"] if test else []
     for name, net in deployables(method, run).items():
         row: dict[str, float] = {}
-        for split in ("val", "test") if has_val else ("test",):
+        for split in splits:
+            task, images = run.task, run.task_data.splits[split]
             with run.amp():
-                metrics = run.task.evaluate(net, run.task_data.splits[split], run.task_data)
+                if by_class is not None and split == "test" and not results:
+                    metrics, counts = task.evaluate_classes(net, images, run.task_data)
+                    if counts is not None:
+                        by_class(counts)
+                else:
+                    metrics = task.evaluate(net, images, run.task_data)
             row.update({f"{split}/{k}": v for k, v in metrics.items()})
         results[name] = row
     return results

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kdbench.engine.build import data_context
-from kdbench.engine.cell import CellTrainer, Hooks
+from kdbench.engine.cell import Hooks
 from kdbench.engine.clock import TurnClock
 from kdbench.engine.context import CellRun
 from kdbench.engine.data.context import DataContext
@@ -31,6 +31,7 @@ from kdbench.engine.loop import Interrupted
 from kdbench.engine.settings import put_back, settings
 from kdbench.engine.sharing import Alone
 from kdbench.engine.taps import Site
+from kdbench.engine.trial import trainer_of
 from kdbench.measure.footprint import peak_bytes, reset_peak, used_bytes
 from kdbench.measure.memory import free_bytes
 from kdbench.registry import Registry
@@ -46,7 +47,7 @@ class Member(Common, Alone):
     def __init__(self, gang: Gang, folder: Path, registry: Registry, hooks: Hooks) -> None:
         self._gang = gang
         self.folder, self.hooks = folder, hooks
-        self.trainer = CellTrainer(folder, registry, hooks, sharing=self)
+        self.trainer = trainer_of(folder)(folder, registry, hooks, sharing=self)
         self.clock: TurnClock = TurnClock(self.trainer.device)
         self.hand = Hand(self.clock)
         self.hand.at, self.hand.plain = self.position, self.plain
@@ -201,6 +202,9 @@ class Gang:
             self._open = self._ended(folder, e)
             return None
         self._live.append(member)
+        if len(self._live) > 1:
+            for one in self._live:
+                one.gang = max(one.gang or 0, len(self._live))
         return member
 
     def _turn(self, member: Member) -> None:

@@ -95,6 +95,11 @@ class Loop:
         self.epochs = epochs_of(self.phases, run.recipe.epochs)
         self.at = Progress()
 
+    @property
+    def ending(self) -> bool:
+        """Whether the epoch that is being finished is the last one."""
+        return self.at.total_epochs == sum(self.epochs)
+
     def train(self) -> Progress:
         """Train to the end, from the checkpoint if there is one. Returns the final progress."""
         for _ in self.steps():
@@ -264,7 +269,7 @@ class Loop:
         }
         if at.epoch_images and at.epoch_s > 0:
             row["images_per_s"] = at.epoch_images / at.epoch_s
-        last = at.total_epochs == sum(self.epochs)
+        last = self.ending
         due = at.total_epochs % run.recipe.eval_every == 0
         if last or (due and phase.evaluate):
             began = self._clock()

@@ -18,7 +18,7 @@ from kdbench.engine.precision import Precision
 from kdbench.engine.seeds import seeded
 from kdbench.engine.teachers import TeacherError, load_checkpoint
 from kdbench.engine.work import step_macs
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, did_you_mean
 from kdbench.protocol.dataset import Dataset
 from kdbench.protocol.types import Build, DataInfo, NotApplicable, TaskData
 from kdbench.registry import Registry
@@ -36,6 +36,8 @@ class Verdict:
     """
 
     params: dict[str, Any] | None = None
+    #: where the method's hyper-parameters are searched, as it declares it
+    search: dict[str, Any] = field(default_factory=dict)
     fidelity: str = ""
     teachers: int = 0
     assistants: int = 0
@@ -59,6 +61,7 @@ def resolve_method(registry: Registry, name: str, preset: str | None, params: Ma
         cls = registry.get("methods", name).load()
         resolved = method_params(cls, name, preset, params)
         needs = cls.requires(resolved)
+        space = search_space(cls, name)
     except KdbenchError as e:
         return Verdict(error=str(e))
     from pydantic import TypeAdapter
@@ -66,6 +69,7 @@ def resolve_method(registry: Registry, name: str, preset: str | None, params: Ma
     dumped = TypeAdapter(cls.Params).dump_python(resolved, mode="json")
     return Verdict(
         params=dumped,
+        search=space,
         fidelity=cls.fidelity,
         teachers=needs.teachers,
         assistants=needs.assistants,
@@ -74,6 +78,17 @@ def resolve_method(registry: Registry, name: str, preset: str | None, params: Ma
         real_data=needs.data == "real",
         views=list(needs.views),
     )
+
+
+def search_space(cls: Any, name: str) -> dict[str, Any]:
+    """Return the space that a method declares, as JSON has it. Raises KdbenchError for one of no parameter."""
+    known = list(getattr(cls.Params, "model_fields", None) or getattr(cls.Params, "__dataclass_fields__", {}))
+    for key in cls.search:
+        if key not in known:
+            raise KdbenchError(
+                f"method '{name}': search: it has no hyper-parameter '{key}'{did_you_mean(key, known)}"
+            )
+    return {key: cls.search[key].plain() for key in sorted(cls.search)}
 
 
 def check_device(name: str, precision: str) -> str | None:

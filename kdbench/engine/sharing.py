@@ -15,6 +15,8 @@ class Alone:
 
     #: whether the process has other cells, so that its memory is not the cell's
     several = False
+    #: most cells that trained beside it, itself included; None: no other
+    gang: int | None = None
 
     def __init__(self) -> None:
         self.clock = Clock()

@@ -6,6 +6,7 @@ online ones and not bit-equal. Whether a cell uses tables is therefore part of i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -31,6 +32,7 @@ from kdbench.matrix.identity import canonical_json
 from kdbench.matrix.storage import size_text
 from kdbench.measure.environment import capture
 from kdbench.protocol.types import Feats, Out, Tap
+from kdbench.results.store import atomic_write_json
 
 #: Raised when a table of the same key would hold other numbers than before.
 FORMAT = 1
@@ -127,6 +129,10 @@ class TeacherCache:
             shapes = {n: Shape(every.images, every.views, widths[n], dtype) for n in TABLES[reads]}
             folder = tables_folder() / table_key(self._cell, k, handle, every, self._run.device)[:32]
             tables = self._ready(Tables(folder, shapes, self._run.device), handle, every, stop)
+            about = folder / "about.json"
+            if not about.exists():  # for plans, which cannot make the key
+                with contextlib.suppress(OSError):
+                    atomic_write_json(about, self._cell.table_facts(k))
             known[handle] = _Known(tables, self._seals[handle])
         self._run.lookup = Lookup(self._run, known, self._run.lookup)
 

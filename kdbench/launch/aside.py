@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
+from kdbench.errors import RecordError
 from kdbench.launch.planned import PlannedCell
+from kdbench.results.store import put_record_aside, read_record_dict
 
 
 def put_aside(folder: Path) -> None:
     """Move the cell's record to ``previous/``."""
-    previous = folder / "previous"
-    previous.mkdir(exist_ok=True)
-    (folder / "result.json").rename(previous / f"result-{len(list(previous.iterdir())) + 1}.json")
+    put_record_aside(folder)
 
 
 def set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
@@ -21,8 +20,8 @@ def set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
     path = cell.folder / "result.json"
     if path.exists():
         done = False
-        with contextlib.suppress(ValueError):
-            done = json.loads(path.read_text()).get("status") == "done"
+        with contextlib.suppress(RecordError):
+            done = read_record_dict(path)["status"] == "done"
         if done and keep_done:
             return
         put_aside(cell.folder)

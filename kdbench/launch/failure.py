@@ -30,6 +30,7 @@ def failure_record(
         protocol=cell["protocol"],
         labels=Labels.model_validate(cell["labels"]),
         identity=cell["identity"],
+        tuning=cell.get("tuning"),
         error=Failure(
             type=(type_ or status)[:200],
             message=message[:4000],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -111,7 +111,15 @@ _LEVELS: tuple[tuple[Key, bool], ...] = (
 class Forecast:
     """Expected seconds of cells, better with each epoch and each cell that ends."""
 
-    def __init__(self, sizes: Mapping[str, Size], seen: Iterable[Seen] = ()) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, Size],
+        seen: Iterable[Seen] = (),
+        begun: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    ) -> None:
+        """Args:
+        begun: by cell id the epochs (rows of the curves) of cells that go on from a checkpoint.
+        """
         self._sizes = dict(sizes)
         self._done: dict[Any, Seen] = dict(enumerate(seen))
         self._live: dict[str, Seen] = {}
@@ -119,6 +127,9 @@ class Forecast:
         self._rates: list[dict[tuple[Any, ...], float]] | None = None
         self._rest = 0.0
         self._counted = all(size.macs for size in self._sizes.values())
+        self._before = {cell: [_seconds(row) for row in rows] for cell, rows in (begun or {}).items() if rows}
+        for cell in self._before:
+            self._pace(cell, self._before[cell])
 
     @property
     def knows(self) -> bool:
@@ -127,6 +138,7 @@ class Forecast:
 
     def ended(self, cell_id: str, record: Mapping[str, Any], elapsed_s: float | None = None) -> None:
         """Take in the record of a cell that ended; `elapsed_s` is as in :func:`seen_in`."""
+        self._before.pop(cell_id, None)
         self.lost(cell_id)
         seen = seen_in(self._sizes[cell_id], record, elapsed_s)
         if seen is not None:
@@ -134,16 +146,21 @@ class Forecast:
 
     def epoch(self, cell_id: str, row: Mapping[str, Any]) -> None:
         """Take in an epoch of a cell that runs (its row of the curves)."""
-        size, epochs = self._sizes[cell_id], self._epochs[cell_id]
-        epochs.append(float(row["train_s"]) + float(row.get("eval_s") or 0.0))
-        # the first epoch warms up; the median forgets it
-        self._live[cell_id] = Seen(size, median(epochs) / (size.images or 1))
-        self._rates = None
+        self._epochs[cell_id].append(_seconds(row))
+        self._pace(cell_id, self._epochs[cell_id])
 
     def lost(self, cell_id: str) -> None:
-        """Forget the epochs of a cell that does not run any more."""
+        """Forget the epochs of a cell that does not run any more, but for those before this run."""
         self._live.pop(cell_id, None)
         self._epochs.pop(cell_id, None)
+        self._rates = None
+        if cell_id in self._before:
+            self._pace(cell_id, self._before[cell_id])
+
+    def _pace(self, cell_id: str, epochs: Sequence[float]) -> None:
+        # the first epoch warms up; the median forgets it
+        size = self._sizes[cell_id]
+        self._live[cell_id] = Seen(size, median(epochs) / (size.images or 1))
         self._rates = None
 
     def seconds(self, cell_id: str) -> float | None:
@@ -156,10 +173,14 @@ class Forecast:
         return None
 
     def cost(self, cell_id: str) -> float:
-        """Return the seconds of a cell, or while they are unknown a number that grows with them."""
+        """Return the seconds that a cell still takes when it starts, or a number that grows with them.
+
+        The number is for the time when seconds are not known of any cell.
+        """
         seconds = self.seconds(cell_id)
         if seconds is not None:
-            return seconds
+            before = self._before.get(cell_id)
+            return seconds if not before else self._rest + self._busy(cell_id, seconds, median(before), 0)
         size = self._sizes[cell_id]
         return size.work * (size.macs or 0.0 if self._counted else 1.0 + size.teachers)
 
@@ -168,11 +189,14 @@ class Forecast:
         total = self.seconds(cell_id)
         epochs = self._epochs.get(cell_id)
         if total is None or not epochs:
-            return None if total is None else max(0.0, total - elapsed_s)
+            return None if total is None else max(0.0, self.cost(cell_id) - elapsed_s)
+        return self._busy(cell_id, total, median(epochs), len(epochs)) + self._rest / 2
+
+    def _busy(self, cell_id: str, total: float, each: float, ended: int) -> float:
+        """Return the seconds of the epochs that are left, after `ended` ones of this run of `each` seconds."""
         # its own pace, unless cells like it are known to do more epochs than the recipe says
-        each = median(epochs)
         busy = max(total - self._rest, each * self._sizes[cell_id].epochs)
-        return max(0.0, busy - each * len(epochs)) + self._rest / 2
+        return max(0.0, busy - each * (len(self._before.get(cell_id, ())) + ended))
 
     def _indexed(self) -> list[dict[tuple[Any, ...], float]]:
         """Return the rates by key for each level: of cells that are done, or else of those that run."""
@@ -192,6 +216,10 @@ def _medians(all_seen: Iterable[Seen]) -> list[dict[tuple[Any, ...], float]]:
             elif seen.size.macs:
                 rates[key(seen.size)].append(seen.rate / seen.size.macs)
     return [{key: median(values) for key, values in rates.items()} for rates in found]
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    return float(row["train_s"]) + float(row.get("eval_s") or 0.0)
 
 
 def _text(value: Any) -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.launch.holding import DONE, INTERRUPTED, Busy, Over, hold
+from kdbench.launch.log import flush, redirect
 from kdbench.launch.worker import (
     FAILED,
     NO_SPACE,
     WorkerHooks,
     conclude,
+    keep_reserve,
     out_of_memory,
-    redirect,
     serve,
 )
 
@@ -33,10 +34,12 @@ PATIENCE_S = 2.0
 Report = Callable[[Mapping[str, Any]], None]
 
 
-def gang_child(folders: Sequence[str], connection: Any, environment: Mapping[str, str]) -> None:
+def gang_child(
+    folders: Sequence[str], connection: Any, environment: Mapping[str, str], life: Any = None
+) -> None:
     """Entry of a worker process for several cells; each prints to its own log."""
-    where = [Path(f) for f in folders]
-    serve(where[0], connection, environment, lambda report, stop: run_gang(where, report, stop))
+    where = [Path(f).absolute() for f in folders]  # a method may leave for another folder
+    serve(where[0], connection, environment, lambda report, stop: run_gang(where, report, stop), life)
 
 
 def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> int:
@@ -50,6 +53,7 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
     from kdbench.engine.cell import now, read_cell
     from kdbench.engine.gang import Gang
     from kdbench.registry import Registry
+    from kdbench.results.store import remove_unfinished
 
     started = now()
     cells = {folder: read_cell(folder) for folder in folders}
@@ -66,6 +70,7 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
         if isinstance(lease, int):
             raise Over(lease)
         leases[folder] = lease
+        remove_unfinished(folder)
         report({"event": "started", "cell_id": cells[folder].cell_id, "pid": os.getpid()})
         return _GangHooks(folder, cells[folder].cell_id, report, stop, turnstile, lease)
 
@@ -93,8 +98,8 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
         elif error is not None:
             assert isinstance(error, Exception)
             code = conclude(folder, cells[folder], registry, error, started, report, leases.get(folder))
-        sys.stdout.flush()
-        sys.stderr.flush()
+            keep_reserve()
+        flush()
         codes.append(code)
         unlock(folder)
         report({"event": "ended", "cell_id": cell_id, "code": code})
@@ -103,6 +108,7 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
             return False
         return code != NO_SPACE
 
+    keep_reserve()
     gang = Gang(folders, registry, hooks, ended)
     try:
         for folder in gang.run():

@@ -126,7 +126,7 @@ class _Texts:
 
 def _data(cell: CellFile, text: _Texts) -> str:
     data, recipe = text.of(cell.dataset, "label"), text.of(cell.recipe)
-    return _text([cell.task, data, recipe, cell.seed, cell.device, cell.threads])
+    return _text([cell.task, data, recipe, cell.seed, cell.trial, cell.device, cell.threads])
 
 
 def _text(value: Any) -> str:

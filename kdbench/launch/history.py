@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError
 from kdbench.launch.forecast import Forecast, Seen, seen_in, size_of
-from kdbench.launch.planned import Plan, costs
-from kdbench.results.store import read_record_dict
+from kdbench.launch.planned import Plan, PlannedCell, costs
+from kdbench.results.store import read_curves, read_record_dict
 
 #: Records of cells that the matrix no longer has, of which at most so many are read.
 MOST_FORMER = 200
@@ -32,7 +34,19 @@ def forecast_of(plan: Plan, device: str | None = None) -> Forecast:
     found += _former(plan)
     kinds = [kind for kind, _ in found]
     wanted = device or max(dict.fromkeys(kinds), key=kinds.count, default=None)
-    return Forecast(sizes, (seen for kind, seen in found if kind == wanted))
+    begun = {cell.id: _begun(cell, wanted) for cell in plan.cells if cell.status == "interrupted"}
+    return Forecast(sizes, (seen for kind, seen in found if kind == wanted), begun)
+
+
+def _begun(cell: PlannedCell, device: str | None) -> list[Mapping[str, Any]]:
+    """Return the epochs of a cell that goes on from its checkpoint; of another device they tell no seconds."""
+    try:
+        made_on = json.loads((cell.folder / "cell.json").read_bytes())["device"]
+        rows = {int(row["epoch"]): row for row in read_curves(cell.folder)}  # a cut epoch may be there twice
+    except (OSError, ValueError, KeyError, TypeError, KdbenchError):
+        return []
+    found = [row for row in rows.values() if isinstance(row.get("train_s"), float | int)]
+    return found if device in (None, made_on) else []
 
 
 def _former(plan: Plan) -> Iterator[tuple[str | None, Seen]]:

@@ -18,6 +18,7 @@ from kdbench.launch.failure import log_tail
 from kdbench.launch.gang_worker import gang_child
 from kdbench.launch.gangs import gang_of
 from kdbench.launch.holding import DONE, INTERRUPTED
+from kdbench.launch.life import kill_all, kill_group
 from kdbench.launch.packing import Packing
 from kdbench.launch.schedule import Cost, Order
 from kdbench.launch.server import context
@@ -36,6 +37,10 @@ class _Worker:
     began: float = field(default_factory=time.monotonic)
     killed: bool = False
     asked: int = 0
+    #: closed by the parent's death, at which the worker's whole group is killed
+    life: Any = None
+    #: whether its cell had a finished record before it began
+    known: bool = False
     no_space: str | None = None
     #: cells of a gang that are not over, and those of them that left for want of memory
     left: dict[str, Job] = field(default_factory=dict)
@@ -49,6 +54,7 @@ class _Worker:
 
     def __post_init__(self) -> None:
         self.left = {j.cell_id: j for j in self.job.gang}
+        self.known = _is_done(self.job)
 
 
 class LocalLauncher:
@@ -155,16 +161,18 @@ class LocalLauncher:
 
     def _start(self, ctx: Any, job: Job, slot: int) -> _Worker:
         ours, theirs = ctx.Pipe()
+        end, life = ctx.Pipe(duplex=False)
         environment = {"CUDA_VISIBLE_DEVICES": _gpu(slot, self._gpus)} if self._gpus > 1 else {}
         target, what = (
             (child, str(job.folder)) if not job.gang else (gang_child, [str(j.folder) for j in job.gang])
         )
         if self._packing is not None:
             self._packing.started(job.cell_id, slot % self._gpus)
-        process = ctx.Process(target=target, args=(what, theirs, environment), name=job.label)
+        process = ctx.Process(target=target, args=(what, theirs, environment, end), name=job.label)
         process.start()
         theirs.close()
-        return _Worker(job, process, ours, slot)
+        end.close()
+        return _Worker(job, process, ours, slot, life=life)
 
     def _serve(self, running: list[_Worker], report: Report, asked: int) -> None:
         for worker in running:
@@ -205,12 +213,15 @@ class LocalLauncher:
 
     def _close(self, worker: _Worker, report: Report) -> bool:
         """Say how a worker ended; true when its cell is done."""
-        worker.process.join()
+        _bury(worker)
         code = worker.process.exitcode
-        worker.connection.close()
         job = worker.job
         told = {"cell_id": job.cell_id}
         if code == 0:
+            report({"event": "finished", **told})
+            return True
+        # a record that was written just before the end holds, whatever became of the worker after it
+        if not worker.known and _is_done(job):
             report({"event": "finished", **told})
             return True
         if code in (INTERRUPTED, NO_SPACE) or (worker.asked and not worker.killed and code != 1):
@@ -228,8 +239,7 @@ class LocalLauncher:
 
     def _close_gang(self, worker: _Worker, report: Report) -> list[Job]:
         """Say how the cells of a gang ended; returns jobs for those that have to go on in other processes."""
-        worker.process.join()
-        worker.connection.close()
+        _bury(worker)
         stopped = bool(worker.asked or worker.no_space)
         # a record that was written just before the end holds, though nobody told of it
         for job in [j for j in worker.left.values() if (j.folder / "result.json").exists()]:
@@ -253,8 +263,7 @@ class LocalLauncher:
 
 def _set_aside(worker: _Worker, report: Report) -> list[Job]:
     """Put the record of a starved cell aside, so that the cell runs again; returns its job."""
-    worker.process.join()
-    worker.connection.close()
+    _bury(worker)
     job = worker.job
     put_aside(job.folder)
     message = "out of memory beside another cell on its GPU; it goes on with fewer beside it"
@@ -287,10 +296,22 @@ def _gpu(slot: int, gpus: int) -> str:
 
 def _kill(worker: _Worker) -> None:
     """Kill a worker and everything it started."""
+    kill_all(worker.process.pid)
+
+
+def _bury(worker: _Worker) -> None:
+    """Let go of a worker that ended, and end what it left behind."""
+    worker.process.join()
+    kill_group(worker.process.pid)
+    worker.connection.close()
+    worker.life.close()
+
+
+def _is_done(job: Job) -> bool:
     try:
-        os.killpg(worker.process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        worker.process.kill()
+        return bool(read_record_dict(job.folder / "result.json")["status"] == "done")
+    except (OSError, KdbenchError):
+        return False
 
 
 def _how(code: int | None, job: Job) -> str:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdbench.errors import RecordError
 from kdbench.registry import Registry
 from kdbench.results.store import RESULT, read_record_dict
-
-if TYPE_CHECKING:
-    from kdbench.results.schema import Record
 
 
 def prepare(registry: Registry, names: Sequence[str]) -> None:
@@ -42,6 +39,10 @@ class Mirrors:
         self._names = [n for n in names if n != "none"]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kdbench-sinks")
 
+    def __bool__(self) -> bool:
+        """Whether there is any sink."""
+        return bool(self._names)
+
     def open(self, matrix: Mapping[str, Any], uri: str | None) -> None:
         """Open every sink."""
         self._later(self._open, matrix, uri)
@@ -58,19 +59,20 @@ class Mirrors:
     @property
     def annotated(self) -> bool:
         """Whether any sink takes what only the whole matrix can tell."""
-        return any(hasattr(self._registry.get("sinks", name).load(), "annotate") for name in self._names)
+        sinks = [self._registry.get("sinks", name).load() for name in self._names]
+        return any(hasattr(s, "annotate") or hasattr(s, "summarise") for s in sinks)
 
     def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         """Add metrics that only the whole matrix can tell, where a sink takes them."""
         self._later(self._each, lambda s: s.annotate(cell_id, metrics) if hasattr(s, "annotate") else None)
 
-    def annotate_gaps(self, records: Iterable[Record]) -> None:
-        """Add the gap that each cell closes between its student alone and its teacher."""
-        from kdbench.leaderboard.gap import cell_gaps
-        from kdbench.leaderboard.thrift import Thrift
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Mirror what is said of the seeds of each row together, where a sink takes it."""
+        self._later(self._each, lambda s: s.summarise(rows) if hasattr(s, "summarise") else None)
 
-        for cell_id, gap in cell_gaps(map(Thrift(), records)).items():
-            self.annotate(cell_id, {"final/gap_closed": gap})
+    def observe(self, samples: Sequence[Mapping[str, float]]) -> None:
+        """Mirror how busy the machine was, where a sink takes it."""
+        self._later(self._each, lambda s: s.observe(samples) if hasattr(s, "observe") else None)
 
     def close(self, status: str) -> None:
         """Close every sink that still works, when all that came before is written."""

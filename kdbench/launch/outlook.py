@@ -59,10 +59,10 @@ class Outlook:
     def left(self) -> float | None:
         """Return the seconds until all jobs are done; None while nothing is known of any cell."""
         now = self._clock()
+        if self._jobs and not self._open:
+            return 0.0
         if not self.forecast.knows:
             return None
-        if not self._open:
-            return 0.0
         if self._latest is None or (self._stale and now >= self._again_at):
             self._latest, self._at = self._work_out(now), now
             took = self._clock() - now

@@ -26,9 +26,11 @@ from kdbench.matrix import CellSpec, LoadedMatrix, cell_id, expand, identity, te
 from kdbench.matrix.document import KeyPath
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.matrix.storage import choose_storage
+from kdbench.matrix.studies import read_studies
+from kdbench.matrix.tune import DEFAULT
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry
-from kdbench.results.schema import Labels
+from kdbench.results.schema import Labels, Tuning
 from kdbench.results.store import RunFolder
 
 __all__ = ["Plan", "PlannedCell", "Planner"]
@@ -58,19 +60,34 @@ class Planner:
 
     def plan(self, only: Sequence[str] = ()) -> Plan:
         """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
-        expansion = expand(self._loaded, only=only)
-        specs, precision = settle(expansion.cells, self._resolver, self._device)
+        found = None if self._loaded.matrix.tune is None else read_studies(self._run.path)
+        expansion = expand(self._loaded, only=only, found=found)
+        return self.plan_cells(expansion.cells, expansion.warnings)[0]
+
+    def plan_cells(
+        self,
+        cells: Sequence[CellSpec],
+        warnings: Sequence[str] = (),
+        like: Sequence[PlannedCell] = (),
+    ) -> tuple[Plan, list[PlannedCell]]:
+        """Return the plan of these cells, and for each what was planned for it. Raises KdbenchError.
+
+        `like` are cells of an earlier plan with the same networks, one for each: then none is built again.
+        """
+        specs, settled = settle(cells, self._resolver, self._device)
         self._check_names(specs)
         self._describe_datasets(specs)
         self._resolve_methods(specs)
-        cells: dict[str, PlannedCell] = {}
+        known: dict[str, PlannedCell] = {}
         self._trained.clear()
         self._patterns.clear()
-        for spec in specs:
-            self._add(spec, cells)
-        planned = list(cells.values())
+        asked = [self._add(spec, known) for spec in specs]
+        planned = list(known.values())
         planned.sort(key=lambda c: c.pattern.spec.role != "teacher")
-        self._probe(planned)
+        for cell, model in zip(asked, like, strict=bool(like)):
+            cell.take_after(model)
+        known_to_be = {cell.id for cell in asked} if like else set()
+        self._probe([cell for cell in planned if cell.id not in known_to_be])
         planned = _without_idle_teachers(planned)
         there = self._run.cell_names()
         for cell in planned:
@@ -78,8 +95,12 @@ class Planner:
                 look(cell, self._registry)
         possible = [p.spec for p in _patterns(planned)]
         doubts = dict.fromkeys(single_image(spec, self._infos[_dataset_key(spec)]) for spec in possible)
-        warnings = [*expansion.warnings, *(text for text in doubts if text)]
-        return Plan(self._loaded, self._run, planned, warnings, [precision] if precision else [])
+        told = [*warnings, *(text for text in doubts if text)]
+        return Plan(self._loaded, self._run, planned, told, settled), asked
+
+    def space(self, spec: CellSpec) -> dict[str, Any]:
+        """Return the space that the method of a planned cell declares for its search."""
+        return dict(self._methods[_method_key(spec)]["search"])
 
     def _check_names(self, specs: Sequence[CellSpec]) -> None:
         for spec in _distinct(specs):
@@ -292,6 +313,7 @@ class Planner:
                 seed=spec.seed,
                 fidelity=method["fidelity"],
                 preset=spec.method.preset,
+                track=spec.tuning.track if spec.tuning else DEFAULT,
             ),
             task=spec.task,
             method=spec.method.name,
@@ -315,6 +337,7 @@ class Planner:
             evaluators=list(spec.evaluators),
             throughput=Timing.model_validate(timing.model_dump(mode="json")) if timing else None,
             disable_plugins=self._disable,
+            tuning=_tuning(spec),
         )
 
     def _probe(self, cells: Sequence[PlannedCell]) -> None:
@@ -356,6 +379,7 @@ def _pattern_key(spec: CellSpec) -> tuple[Any, ...]:
         spec.recipe,
         spec.assistant,
         spec.throughput,
+        spec.tuning,
     )
     return (spec.role, spec.task, *map(id, parts), spec.source, spec.evaluators, spec.timeout_s, spec.pair)
 
@@ -368,7 +392,14 @@ def _distinct(specs: Sequence[CellSpec]) -> list[CellSpec]:
 def _without_idle_teachers(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
     """Drop the teachers of nothing but cells that cannot be."""
     wanted = {teacher for cell in cells if cell.status != "not_applicable" for teacher in cell.after}
-    return [cell for cell in cells if cell.spec.role != "teacher" or cell.id in wanted]
+    return [cell for cell in cells if cell.pattern.spec.role != "teacher" or cell.id in wanted]
+
+
+def _tuning(spec: CellSpec) -> Tuning | None:
+    if spec.tuning is None:
+        return None
+    facts = {key: value for key, value in vars(spec.tuning).items() if key != "shared"}
+    return Tuning.model_validate({**facts, "seeds": list(spec.tuning.seeds)})
 
 
 def _dataset_key(spec: CellSpec) -> str:
@@ -383,7 +414,9 @@ def _method_key(spec: CellSpec) -> str:
 def _probe_question(file: CellFile) -> dict[str, Any]:
     """Return the question, without what cannot matter to the answer (seed, labels, teacher cell ids)."""
     cell = file.model_dump(mode="json")
-    cell.update(cell_id="0" * 64, identity={}, seed=0, keep_epochs=[], evaluators=[], throughput=None)
+    cell.update(
+        cell_id="0" * 64, identity={}, seed=0, keep_epochs=[], evaluators=[], throughput=None, tuning=None
+    )
     cell["labels"] = {
         **cell["labels"],
         "seed": 0,
@@ -391,6 +424,7 @@ def _probe_question(file: CellFile) -> dict[str, Any]:
         "role": "student",
         "variant": "",
         "recipe": "",
+        "track": "",
     }
     cell["labels"].update(preset=None, fidelity="")
     for k, teacher in enumerate(cell["teachers"]):

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.engine.cellspec import CellFile
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, RecordError
 from kdbench.matrix import CellSpec, LoadedMatrix
 from kdbench.matrix.identity import canonical_json
+from kdbench.matrix.tune import DEFAULT
 from kdbench.protocol.types import DataInfo
 from kdbench.registry import Registry, code_digest
+from kdbench.results.content import refuse_edited
 from kdbench.results.store import RunFolder, read_record_dict
 
 
@@ -90,6 +92,8 @@ class PlannedCell:
     status: str = "to run"
     reason: str | None = None
     stale: bool = False
+    #: whether there is a record that cannot be read, or that is not as it was written
+    damaged: bool = False
     #: what its record says of its cost: ``status``, ``cost``, ``device``, ``elapsed_s``; None without a record
     seen: Mapping[str, Any] | None = None
     #: fields of its file in which it differs from its pattern otherwise
@@ -132,11 +136,20 @@ class PlannedCell:
     def teaching(self) -> Teaching | None:
         return self.pattern.teaching
 
+    def take_after(self, other: PlannedCell) -> None:
+        """Take over what building the networks told of a cell with the same ones."""
+        mine, theirs = self.pattern, other.pattern
+        mine.macs, mine.images, mine.teaching = theirs.macs, theirs.images, theirs.teaching
+        mine.reason = mine.reason or theirs.reason
+        if other.status == "not_applicable":
+            self.status, self.reason = other.status, other.reason
+
     @property
     def label(self) -> str:
         """Short text for people: variant, pair and seed."""
         names = self.pattern.file.labels
-        role = " (teacher)" if names.role == "teacher" else ""
+        role = "" if names.role == "student" else f" ({names.role})"
+        role += "" if names.track == DEFAULT else f" ({names.track})"
         return f"{names.variant} | {names.pair} | {names.dataset} | seed {self.seed}{role}"
 
 
@@ -160,7 +173,11 @@ def look(cell: PlannedCell, registry: Registry) -> None:
     if path.exists():
         try:
             record = read_record_dict(path)
+            refuse_edited(record, path)
+            if record["cell_id"] != cell.id:
+                raise RecordError(f"{path}: cell_id is that of another cell")
         except KdbenchError as e:
+            cell.damaged = True
             cell.reason = f"its record cannot be read and is set aside: {e}"
             return
         cell.status = record["status"]

@@ -1,8 +1,8 @@
-"""``precision: auto``: what it stands for on the device, settled before any cell has an id."""
+"""``precision: auto`` and ``compile: auto``: what they stand for on the device, settled before cells have ids."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kdbench.errors import KdbenchError
@@ -11,20 +11,27 @@ from kdbench.matrix import CellSpec, TeacherSpec
 from kdbench.matrix.recipe import Recipe
 
 
-def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> tuple[list[CellSpec], str | None]:
-    """Return the cells with what ``auto`` stands for, and a line that says it; None where no recipe has it.
+def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> tuple[list[CellSpec], list[str]]:
+    """Return the cells with what ``auto`` stands for, and a line for each key of which a recipe has it.
 
-    There is one answer for all cells, so that methods compare.
+    There is one answer for all cells, so that methods compare. On a GPU ``compile: auto`` stays: there each cell
+    finds out for itself.
 
     Raises KdbenchError where the device cannot be used.
     """
-    if not any(_open(spec) for spec in specs):
-        return list(specs), None
+    keys = [key for key in ("precision", "compile") if any(_open(spec, key) for spec in specs)]
+    if not keys:
+        return list(specs), []
     answer = resolver.ask([{"ask": "device", "device": device, "precisions": []}])[0]
     if answer["error"]:
         raise KdbenchError(answer["error"])
-    settled = _Settled(answer["auto"])
-    return [settled.cell(spec) for spec in specs], _told(answer["auto"], answer["device"])
+    stands = {"precision": answer["auto"]} if "precision" in keys else {}
+    notes = [_told(answer["auto"], answer["device"])] if stands else []
+    if "compile" in keys and answer["device"] == "cpu":
+        stands["compile"] = "none"
+        notes.append("compile auto: none on the CPU")
+    settled = _Settled(stands)
+    return [settled.cell(spec) for spec in specs], notes
 
 
 def _told(precision: str, device: str) -> str:
@@ -37,16 +44,16 @@ def _told(precision: str, device: str) -> str:
     return f"precision auto: {precision} on this {'CPU' if device == 'cpu' else 'GPU'}, {why}"
 
 
-def _open(spec: CellSpec) -> bool:
+def _open(spec: CellSpec, key: str) -> bool:
     recipes = [spec.recipe, *([spec.teacher.recipe] if spec.teacher else [])]
-    return any(r.precision == "auto" for r in recipes)
+    return any(getattr(r, key) == "auto" for r in recipes)
 
 
 class _Settled:
-    """Puts a precision in the place of ``auto``; what cells had in common they have in common afterwards."""
+    """Puts values in the place of ``auto``; what cells had in common they have in common afterwards."""
 
-    def __init__(self, precision: str) -> None:
-        self._precision = precision
+    def __init__(self, stands: Mapping[str, str]) -> None:
+        self._stands = stands
         # with what they were made of, so that no other object gets the same id meanwhile
         self._recipes: dict[int, tuple[Recipe, Recipe]] = {}
         self._teachers: dict[int, tuple[TeacherSpec, TeacherSpec]] = {}
@@ -61,9 +68,7 @@ class _Settled:
         return replace(spec, recipe=self._recipe(spec.recipe), teacher=teacher)
 
     def _recipe(self, recipe: Recipe) -> Recipe:
-        if recipe.precision != "auto":
-            return recipe
         if id(recipe) not in self._recipes:
-            made = recipe.model_copy(update={"precision": self._precision})
-            self._recipes[id(recipe)] = recipe, made
+            update = {key: value for key, value in self._stands.items() if getattr(recipe, key) == "auto"}
+            self._recipes[id(recipe)] = recipe, recipe.model_copy(update=update) if update else recipe
         return self._recipes[id(recipe)][1]

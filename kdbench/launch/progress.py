@@ -76,8 +76,6 @@ class PlainProgress:
 
     def start(self, total: int, done: int, left: Left = lambda: None) -> None:
         self._eta.total, self._eta.left = total, left
-        if left() is not None:
-            self.note(f"expected time {self._eta.text()}")
 
     def cell_started(self, cell: PlannedCell) -> None:
         self._told[cell.id] = time.monotonic()

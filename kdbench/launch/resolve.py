@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.api import cache_dir
 from kdbench.errors import KdbenchError
+from kdbench.launch.life import tie
 from kdbench.matrix.identity import canonical_json, cell_id
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry, code_digest
@@ -95,34 +96,43 @@ class Resolver:
                 raise KdbenchError(answers)
         return [answer for _, answers in received for answer in answers]
 
-    def _start(self, questions: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
+    def _start(self, questions: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, Any]:
         from kdbench.launch.server import context
 
         ctx = context()
         ours, theirs = ctx.Pipe()
-        process = ctx.Process(target=answer_all, args=(theirs, self._disable, [dict(q) for q in questions]))
+        end, life = ctx.Pipe(duplex=False)
+        asked = [dict(q) for q in questions]
+        process = ctx.Process(target=answer_all, args=(theirs, self._disable, asked, end))
         process.start()
         theirs.close()
-        return process, ours
+        end.close()
+        return process, ours, life
 
 
-def _receive(process: Any, connection: Any) -> tuple[Any, Any]:
+def _receive(process: Any, connection: Any, life: Any) -> tuple[Any, Any]:
     """Return the process with its list of answers, its complaint (text), or None when it died."""
     try:
         answers = connection.recv()
     except EOFError:
         answers = None
     process.join()
+    life.close()
     return process, answers
 
 
-def answer_all(connection: Any, disable: list[str], questions: list[dict[str, Any]]) -> None:
-    """Entry of the planning process."""
+def answer_all(
+    connection: Any, disable: list[str], questions: list[dict[str, Any]], life: Any = None
+) -> None:
+    """Entry of the planning process, which ends when the other end of `life` is closed."""
     import signal
 
     from kdbench.engine.copies import Copies
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if life is not None:
+        os.setsid()
+        tie(life)
     try:
         registry = Registry.load(disable=disable)
         nets = Copies()

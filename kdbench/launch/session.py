@@ -26,6 +26,7 @@ from kdbench.launch.progress import CUT, Progress, clock_text
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
+from kdbench.launch.system import SystemSampler
 from kdbench.launch.teacher_plan import describe
 from kdbench.launch.views import Facts, Files, has_gpu_driver, outcome
 from kdbench.matrix.identity import PROTOCOL
@@ -36,8 +37,8 @@ from kdbench.results.progress import write_plan
 from kdbench.results.store import (
     atomic_write_bytes,
     atomic_write_json,
-    read_record,
     read_record_dict,
+    remove_unfinished,
     write_record,
 )
 
@@ -65,6 +66,8 @@ class Options:
     slots_per_gpu: Slots | None = None
     #: ``auto``, ``off`` or the most cells of a gang; None: as the matrix says
     gang: Wish | None = None
+    #: whether to sample how busy the machine is, where psutil is installed
+    system_metrics: bool = True
 
 
 class Session:
@@ -81,6 +84,7 @@ class Session:
         self._shares = Shares(1, None, 0)
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
+        self._gpus = 0
         self._noted: set[str] = set()
 
     def open_cells(self) -> list[PlannedCell]:
@@ -111,9 +115,11 @@ class Session:
         """Run the open cells. Returns whether the run was interrupted."""
         folder = self._plan.run.path
         cells = self.open_cells()
-        again = {c.id for c in cells}
-        done = sum(c.status == "done" for c in self._plan.cells if c.id not in again)
-        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {done} finished before"
+        wanted = {c.id for c in cells}
+        done = sum(c.status == "done" for c in self._plan.cells if c.id not in wanted)
+        again = sum(c.status == "done" for c in cells)
+        finished = f"{again} of them done before" if again else f"{done} finished before"
+        planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {finished}"
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
         # both take seconds and need nothing of each other, nor of the next lines; planning may have begun them
@@ -121,8 +127,7 @@ class Session:
         prepare(self._registry, self._options.sinks)
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
-        if self._shares.warning:
-            self._progress.note(f"warning: {self._shares.warning}")
+        self._tell(self._doubts(cells))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lease = Lease(folder)
@@ -131,6 +136,8 @@ class Session:
         except OSError as e:
             raise KdbenchError(f"{folder}: cannot write the run folder ({e.strerror})") from e
         try:
+            for there in (folder, folder / "board"):
+                remove_unfinished(there)
             cells = self._still_open(cells)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
@@ -139,18 +146,23 @@ class Session:
             write_plan(self._plan.run, [(c.id, patterns[c.pattern]) for c in self._plan.cells])
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
-            self._outlook.plan(jobs, self._shares.workers)
+            self._arrange(jobs, gpus, self._launcher())  # for the time that it will take
             self._mirrors.open(self._facts(), self._options.tracking_uri)
             self._note_not_applicable()
             self._fire("kdbench_matrix_started", plan=self._facts())
+            if self._outlook.forecast.knows:
+                self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
-            with self._signals():
-                self._lease = lease
+            self._lease = lease
+            with self._signals(), self._watched():
                 self._launch(jobs, gpus)
             self._annotate()
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
             self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
             self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
+        except BaseException:
+            self._mirrors.close("failed")
+            raise
         finally:
             self._progress.stop()
             lease.close()
@@ -159,6 +171,15 @@ class Session:
     def device(self) -> str:
         """Return where the cells run: ``cpu`` or ``cuda``. Raises KdbenchError where that cannot be used."""
         return self._devices(self._plan.cells)[0]
+
+    def _still_open(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
+        """Return the cells without those that another run finished between the plan and the lease."""
+        again = {c.id for c in cells if c.status not in OPEN}
+        there = self._plan.run.cell_names()
+        for cell in cells:
+            if cell.status in OPEN and cell.id in there:
+                look(cell, self._registry)
+        return [c for c in cells if c.status in OPEN or c.id in again]
 
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
@@ -181,7 +202,7 @@ class Session:
         job = self._job(cell, device, chosen)
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
-            set_aside(cell, keep_done=cell.status in OPEN)
+            set_aside(cell, keep_done=cell.status in OPEN and not cell.damaged)
         # what is lost with the machine's power is written again by the next plan
         text = cell.file.model_dump_json(indent=2)
         atomic_write_bytes(cell.folder / "cell.json", text.encode(), durable=False)
@@ -201,7 +222,7 @@ class Session:
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        cls = self._registry.get("launchers", self._options.launcher).load()
+        cls = self._launcher()
         total = len(jobs)
         jobs = self._arrange(jobs, gpus, cls)
         self._tell(self._told(jobs, total))
@@ -219,12 +240,8 @@ class Session:
             self._progress.note("stopping: another kdbench took over the run folder")
         return self._stops
 
-    def _still_open(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
-        """Leave out what somebody else finished between the plan and the lease."""
-        for cell in cells:
-            if cell.status in OPEN and cell.seen is None and (cell.folder / "result.json").exists():
-                look(cell, self._registry)
-        return [c for c in cells if c.status != "done" or c.seen is None or self._options.rerun is not None]
+    def _launcher(self) -> Any:
+        return self._registry.get("launchers", self._options.launcher).load()
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -237,7 +254,7 @@ class Session:
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
-        slots = self._slots_per_gpu
+        self._gpus, slots = gpus, self._slots_per_gpu
         self._shares = share_out(
             cores(),
             len(cells),
@@ -279,11 +296,26 @@ class Session:
 
     def sharing(self) -> list[str]:
         """Return lines on what the open cells would share; nothing is written."""
-        return self._told(self._preview(), len(self.open_cells()))
+        cells = self.open_cells()
+        lines = self._told(self._preview(), len(cells))
+        return lines + self._doubts(cells)
+
+    def _doubts(self, cells: Sequence[PlannedCell]) -> list[str]:
+        """Return warnings of what was asked for and does not go well with the machine."""
+        found = [self._shares.warning] if self._shares.warning else []
+        if self._options.slots_per_gpu is not None and not self._gpus:
+            found.append("--slots-per-gpu changes nothing: cells run on the CPU, where --workers counts")
+        graphs = sum(c.file.recipe.compile == "graph" for c in cells)
+        if graphs and not self._gpus:
+            found.append(f"{graphs} cell(s) have recipe.compile: graph, which needs a GPU, and here is none")
+        return [f"warning: {text}" for text in found]
 
     def expected(self) -> str:
         """Return a line on how long the open cells will take."""
         self._preview()
+        return self._expected()
+
+    def _expected(self) -> str:
         seconds = self._outlook.left()
         if seconds is None:
             return "expected time: unknown before the first cells"
@@ -299,8 +331,7 @@ class Session:
         self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, chosen) for c in cells]
-        cls = self._registry.get("launchers", self._options.launcher).load()
-        return self._arrange(jobs, gpus, cls)
+        return self._arrange(jobs, gpus, self._launcher())
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
         cell = self._cells[event["cell_id"]]
@@ -338,9 +369,15 @@ class Session:
 
     def _annotate(self) -> None:
         """Tell the sinks what takes the whole matrix to know."""
-        if self._mirrors.annotated:
-            done = [c.folder / "result.json" for c in self._plan.cells if c.status == "done"]
-            self._mirrors.annotate_gaps(read_record(path) for path in done)
+        if not self._mirrors.annotated:
+            return
+        from kdbench.leaderboard.mirrored import tell
+
+        # of all that is in the folder, so that `kdbench sync` tells the same
+        told = tell(self._plan.run.good_records())
+        for cell_id, metrics in told.annotations.items():
+            self._mirrors.annotate(cell_id, metrics)
+        self._mirrors.summarise(told.summaries)
 
     def _note_not_applicable(self) -> None:
         """Leave a record of cells that cannot be, so that a board shows them with the reason."""
@@ -376,6 +413,20 @@ class Session:
     def _fire(self, hook: str, **arguments: Any) -> None:
         for warning in self._registry.fire(hook, **arguments):
             self._progress.note(f"warning: {warning}")
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Sample the machine meanwhile, for the sinks."""
+        if not self._options.system_metrics:
+            yield
+            return
+        sampler = SystemSampler(self._plan.run.path)
+        sampler.start()
+        try:
+            yield
+        finally:
+            sampler.close()
+        self._mirrors.observe(sampler.samples)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

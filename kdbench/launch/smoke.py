@@ -73,7 +73,8 @@ def step(folder: str, connection: Any) -> None:
     import torch
 
     from kdbench.engine.cell import CellTrainer, read_cell
-    from kdbench.launch.worker import redirect, what_happened
+    from kdbench.launch.log import redirect
+    from kdbench.launch.worker import what_happened
     from kdbench.registry import Registry
 
     where = Path(folder)

@@ -18,8 +18,9 @@ from kdbench.matrix.recipe import Recipe
 from kdbench.matrix.storage import size_text
 from kdbench.results.store import read_record_dict
 
-#: Fewest forwards that a table must save before it is recommended, and how many times fewer.
-WORTH, TIMES = 1_000_000, 2
+#: Fewest forwards that a table must save before it is recommended, and how many times fewer. The first is some
+#: seconds of a small teacher on a CPU core; of what it saves, the second tells more.
+WORTH, TIMES = 50_000, 2
 
 _BYTES = {"fp16": 2, "fp32": 4}
 
@@ -151,17 +152,21 @@ def _table_line(group: _Group, known: Mapping[str, PlannedCell]) -> str:
     rate = _rate(group, known)
     text += f" in about {group.filled / rate:.0f} s" if rate else ""
     text += f" by {group.filled:,} forwards in place of {group.forwards:,}"
+    less = "recipe.teacher_cache: off takes less" if group.filled > group.forwards else ""
     if _maybe_there(group):
-        text += (
-            "; one of this shape is there already: if it is of this teacher and machine, nothing is filled"
-        )
-    elif group.filled > group.forwards:
-        text += "; recipe.teacher_cache: off takes less"
+        text += "; one like it is there already: if it is of this teacher and machine, nothing is filled"
+        text += f"; if not, {less}" if less else ""
+    elif less:
+        text += f"; {less}"
     return text
 
 
 def _maybe_there(group: _Group) -> bool:
-    """Return whether a finished table of logits has the group's shape; whose it is takes torch to tell."""
+    """Return whether a finished table may be the group's: of its shape and, where it says, its teacher and data.
+
+    Whether it is, takes torch and the teacher's weights to tell.
+    """
+    facts = json.loads(json.dumps(group.first.file.table_facts(0)))
     wanted = {
         "images": group.images,
         "views": group.views,
@@ -170,7 +175,9 @@ def _maybe_there(group: _Group) -> bool:
     }
     for note in Path(cache_dir("teacher-tables")).glob("*/logits.json"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            if json.loads(note.read_bytes())["shape"] == wanted:
+            about = note.parent / "about.json"
+            same = not about.exists() or json.loads(about.read_bytes()) == facts
+            if same and json.loads(note.read_bytes())["shape"] == wanted:
                 return True
     return False
 
@@ -196,9 +203,11 @@ def _hint(group: _Group) -> str | None:
 
 
 def _why_online(cell: PlannedCell) -> str:
-    if cell.pattern.file.recipe.teacher_cache == "off":
-        return "recipe.teacher_cache is off"
-    return _refused(cell) or "no table"
+    reason = _refused(cell)
+    if cell.pattern.file.recipe.teacher_cache != "off":
+        return reason or "no table"
+    # what no table could serve is no reason to switch one on
+    return f"no table could serve them: {reason}" if reason else "recipe.teacher_cache is off"
 
 
 def _refused(cell: PlannedCell) -> str | None:

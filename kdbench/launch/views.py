@@ -56,5 +56,7 @@ def outcome(record: Mapping[str, Any]) -> str:
         return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
     if record.get("speeds"):
         return fastest(record["speeds"])
+    if (seen := record.get("validation")) is not None:
+        return f"validation {seen['metric']} {seen['last']:.2f}, best {seen['best']:.2f}"
     last = record["deployables"][record["primary"]]["last"]
     return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.launch.holding import DONE, INTERRUPTED, hold, lost
+from kdbench.launch.life import kill_group, tie
+from kdbench.launch.log import bound, flush, keep_bounded, redirect
 
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
@@ -22,6 +25,15 @@ if TYPE_CHECKING:
 
 #: Exit codes of a worker process.
 FAILED, NO_SPACE = 1, 3
+
+#: A disk or a quota that is full, a limit on the size of files, a disk that became read-only.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+#: Memory that is let go of when there is no more, so that a record can be written.
+_reserve: list[bytes] = []
+_RESERVE_BYTES = 8 << 20
+#: What torch says when the host has no more.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory")
 
 
 def run_folder(
@@ -32,9 +44,11 @@ def run_folder(
     """Run the cell in `folder`. Returns an exit code; the record is on disk unless it was interrupted."""
     import torch
 
-    from kdbench.engine.cell import CellTrainer, now, read_cell
+    from kdbench.engine.cell import now, read_cell
     from kdbench.engine.speed.cell import SpeedCell
+    from kdbench.engine.trial import trainer_of
     from kdbench.registry import Registry
+    from kdbench.results.store import remove_unfinished
 
     started = now()
     cell = read_cell(folder)
@@ -44,14 +58,16 @@ def run_folder(
         return conclude(folder, cell, None, e, started, report)
     if isinstance(lease, int):
         return lease
+    remove_unfinished(folder)
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
     report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
+    keep_reserve()
     registry = None
     hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop, lease)
     try:
         registry = Registry.load(disable=cell.disable_plugins)
-        runner = SpeedCell if cell.only_speed else CellTrainer
+        runner = SpeedCell if cell.only_speed else trainer_of(folder)
         runner(folder, registry, hooks).run()
     except Exception as e:
         return conclude(folder, cell, registry, e, started, report, lease)
@@ -59,6 +75,11 @@ def run_folder(
         hooks.close()
         lease.close()
     return DONE
+
+
+def keep_reserve() -> None:
+    """Put memory aside for :func:`conclude`."""
+    _reserve[:] = [bytes(_RESERVE_BYTES)]
 
 
 def what_happened(e: BaseException) -> str:
@@ -83,14 +104,15 @@ def conclude(
     lease: Lease | None = None,
 ) -> int:
     """Write the record of a cell that ended with `error`, if `lease` still holds. Returns its exit code."""
+    _reserve.clear()  # first of all: even an import takes memory
     from kdbench.engine.loop import Diverged, Interrupted
     from kdbench.launch.failure import write_failure
     from kdbench.protocol.types import NotApplicable
 
     if isinstance(error, Interrupted) or lost(lease, error):
         return INTERRUPTED
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        message = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        message = f"{error.filename or folder}: {error.strerror}"
         report({"event": "no_space", "cell_id": cell.cell_id, "message": message})
         return NO_SPACE
     status: Any = "failed"
@@ -104,8 +126,11 @@ def conclude(
     # what is told in one line has no place in code to look at, unless something refused what was not finite
     told = status == "not_applicable" or (status == "diverged" and error.__cause__ is None)
     trace = "".join(traceback.format_exception(error))
+    if status == "oom":
+        _let_go(error)
     # to the cell's log, where people look first
-    print(f"{status}: {text}" if told else trace, file=sys.stderr)
+    with contextlib.suppress(Exception):
+        print(f"{status}: {text}" if told else trace, file=sys.stderr)
     write_failure(
         folder,
         status,
@@ -124,7 +149,18 @@ def out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold; nobody reads them any more."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def _circumstances(cell: CellFile, registry: Registry | None) -> dict[str, Any]:
@@ -172,6 +208,7 @@ class WorkerHooks:
     def epoch(self, row: dict[str, Any]) -> None:
         from kdbench.measure.gpu import gpu_state
 
+        bound()
         told = {"event": "epoch", "cell_id": self._cell_id, "row": row}
         self._report(told if (gpu := gpu_state(self._device)) is None else {**told, "gpu": gpu})
 
@@ -198,10 +235,10 @@ class WorkerHooks:
         return self._turnstile.alone()
 
 
-def child(folder: str, connection: Any, environment: Mapping[str, str]) -> None:
+def child(folder: str, connection: Any, environment: Mapping[str, str], life: Any = None) -> None:
     """Entry of a worker process: own session, output to the cell's log, ends when its parent does."""
-    where = Path(folder)
-    serve(where, connection, environment, lambda report, stop: run_folder(where, report, stop))
+    where = Path(folder).absolute()  # a method may leave for another folder
+    serve(where, connection, environment, lambda report, stop: run_folder(where, report, stop), life)
 
 
 def serve(
@@ -209,14 +246,19 @@ def serve(
     connection: Any,
     environment: Mapping[str, str],
     run: Callable[[Callable[[Mapping[str, Any]], None], threading.Event], int],
+    life: Any = None,
 ) -> None:
     """Be a worker: send what `run` reports, tell it to stop, and end this process with its exit code.
 
-    Output goes to ``log.txt`` in the folder `log`.
+    Output goes to ``log.txt`` in the folder `log`. The process and what it started end when the other end of
+    `life` is closed.
     """
     os.setsid()
+    if life is not None:
+        tie(life)
     os.environ.update(environment)
     redirect(log / "log.txt")
+    keep_bounded()
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -231,27 +273,31 @@ def serve(
             try:
                 word = connection.recv()
             except (EOFError, OSError):
-                os._exit(FAILED)  # the parent is gone: what is on disk is whole, and nobody wants the rest
+                # the parent is gone: what is on disk is whole, and nobody wants the rest
+                kill_group(os.getpid())
             if word == "stop":
                 stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
+    lock_bars()
     try:
         code = run(report, stop)
     except BaseException:
-        traceback.print_exc()
+        with contextlib.suppress(Exception):
+            traceback.print_exc()
         code = FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
+    bound()
     os._exit(code)
 
 
-def redirect(log: Path) -> None:
-    """Append what this process prints, and what libraries print, to a file."""
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
+def lock_bars() -> None:
+    """Let progress bars, which torch has while it compiles, lock threads and not processes.
+
+    A semaphore of processes would be left behind by :func:`os._exit`, and Python warns of it on the terminal once
+    the command is done. This process is the only one that writes to its log.
+    """
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())

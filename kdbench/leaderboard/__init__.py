@@ -1,4 +1,4 @@
-"""Boards: pure functions of records, as CSV, Markdown and one self-contained web page."""
+"""Boards: pure functions of records, as CSV, Markdown, SVG plots and a static site."""
 
 from kdbench.leaderboard.build import build_board, render_board
 

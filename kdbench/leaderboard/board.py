@@ -29,6 +29,7 @@ class Unfinished:
     dataset: str
     seed: int
     message: str
+    cell_id: str
 
 
 @dataclass
@@ -70,6 +71,11 @@ def make_board(
     twice = sorted(cell_id for cell_id, n in ids.items() if n > 1)
     if twice:
         raise RecordError(f"cell {twice[0]}: more than one record")
+    for record in records:
+        if record.labels.role == "trial":
+            raise RecordError(
+                f"cell {record.cell_id}: a trial of a search is no result, it has no place on a board"
+            )
     rows = make_rows(records)
     relate(rows)
     statuses = sorted(Counter(str(r.status) for r in records).items())
@@ -105,6 +111,8 @@ def setting_facts(setting: Setting) -> list[tuple[str, str]]:
         ("recipe", f"{setting.recipe} ({setting.recipe_digest})"),
         ("protocol", str(setting.protocol)),
     ]
+    if setting.budget or setting.track != "default":
+        facts += [("track", setting.track), ("search budget of each method", setting.budget or "unknown")]
     return [(name, clean(value, 80)) for name, value in facts]
 
 
@@ -121,6 +129,14 @@ def _unfinished(rows: Sequence[Row]) -> list[Unfinished]:
             elif record.status != "done":
                 message = "no reason recorded"
             found.append(
-                Unfinished(record.status, labels.variant, pair(row), labels.dataset, labels.seed, message)
+                Unfinished(
+                    record.status,
+                    labels.variant,
+                    pair(row),
+                    labels.dataset,
+                    labels.seed,
+                    message,
+                    record.cell_id,
+                )
             )
-    return sorted(found, key=lambda u: (u.status, u.dataset, u.pair, u.variant, u.seed, u.message))
+    return sorted(found, key=lambda u: (u.status, u.dataset, u.pair, u.variant, u.seed, u.message, u.cell_id))

@@ -82,6 +82,12 @@ VARIANT = Column(
     "Method", "Method with what was changed from its defaults", "what", lambda r: r.labels.variant
 )
 STUDENT = Column("Student", "Architecture of the deployed network", "what", lambda r: r.labels.student)
+SEARCH = Column(
+    "Search",
+    "Trials of the method's search, and the hyper-parameters that it found",
+    "accuracy",
+    lambda r: r.search or NULL,
+)
 SEEDS = Column("Seeds", "Finished cells of planned cells", "accuracy", _n, lambda r: float(len(r.done)))
 
 COLUMNS: tuple[Column, ...] = (
@@ -192,11 +198,16 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-def columns(rows: Sequence[Row], references: Sequence[str] = (), *, with_student: bool) -> tuple[Column, ...]:
-    """Return the columns of a table of `rows`; those of comparisons only where there is something to compare."""
+def columns(
+    rows: Sequence[Row], references: Sequence[str] = (), *, with_student: bool, searched: bool = False
+) -> tuple[Column, ...]:
+    """Return the columns of a table of `rows`; those of comparisons only where there is something to compare.
+
+    `searched`: the methods' hyper-parameters were searched, so there is a column for how far.
+    """
     from kdbench.leaderboard.compared_columns import compared_columns
 
-    first = (VARIANT, STUDENT) if with_student else (VARIANT,)
+    first = (VARIANT, *((STUDENT,) if with_student else ()), *((SEARCH,) if searched else ()))
     rest = COLUMNS[1:]
     at = next(n for n, column in enumerate(rest) if column.group == "cost")
     return (*first, *rest[:at], *compared_columns(rows, references), *rest[at:])

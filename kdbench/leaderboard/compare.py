@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kdbench.leaderboard.rows import digest, hardware, primary, speed, top1
+from kdbench.results.speed_row import SpeedRow, drift_factor
 from kdbench.stats.differences import Difference, paired_difference, paired_ratio, ratio_of_medians
 
 if TYPE_CHECKING:
-    from kdbench.results.schema import Record
-    from kdbench.results.speed_row import SpeedRow
+    from kdbench.results.schema import Cost, Record
 
 #: Keys of an identity that differ between versions of the code, not between things that are compared.
 _VERSIONS = ("version", "protocol")
+#: Fewest seeds whose speeds have an interval.
+MIN_SEEDS = 3
 #: What cells are called: they are paired by these; the seed is the last.
 _LABELS = ("task", "dataset", "pair", "role", "variant", "recipe", "seed")
 #: What is told of the environments where it differs.
@@ -180,17 +184,14 @@ def _speed_name(row: SpeedRow) -> str:
 
 def _ratio_of_rows(pairs: list[tuple[SpeedRow, SpeedRow]]) -> Difference:
     if len(pairs) > 1:
-        return paired_ratio(
+        ratio = paired_ratio(
             [a.images_per_s or 1.0 for a, _ in pairs], [b.images_per_s or 1.0 for _, b in pairs]
         )
+        return _steadied(ratio, [(a.iqr_ratio, b.iqr_ratio) for a, b in pairs])
     a, b = pairs[0]
     speeds = [[1e3 * (r.batch_size or 1) / ms for ms in r.samples_ms or [r.step_ms or 1.0]] for r in (a, b)]
-    ratio = ratio_of_medians(*speeds)
-    if ratio.low is None or ratio.high is None:
-        return ratio
     # the rounds do not know what happened to the machine meanwhile; its drift is the least that it may have done
-    drift = max(abs(r.drift_percent or 0.0) for r in (a, b)) / 100
-    return replace(ratio, low=ratio.low / (1 + drift), high=ratio.high * (1 + drift))
+    return ratio_of_medians(*speeds).widened(drift_factor(a) * drift_factor(b))
 
 
 def _speeds(both: list[tuple[Record, Record]]) -> dict[str, Difference]:
@@ -201,10 +202,31 @@ def _speeds(both: list[tuple[Record, Record]]) -> dict[str, Difference]:
         readers[f"infer b{size}"] = lambda r, size=size: s.images_per_s if (s := speed(r, size)) else None
     found = {}
     for name, read in readers.items():
-        values = [(x, y) for x, y in ((read(a), read(b)) for a, b in both) if x and y]
+        values = [(x, y, a, b) for a, b in both if (x := read(a)) and (y := read(b))]
         if values:
-            found[name] = paired_ratio([x for x, _ in values], [y for _, y in values])
+            size = name.removeprefix("infer b")
+            ratio = paired_ratio([x for x, *_ in values], [y for _, y, *_ in values])
+            found[name] = _steadied(ratio, [(_unsteady(a, size), _unsteady(b, size)) for *_, a, b in values])
     return found
+
+
+def _steadied(ratio: Difference, unsteady: Sequence[tuple[float | None, float | None]]) -> Difference:
+    """Return a ratio over seeds with what its cells know of the machine, `unsteady`: interquartile ranges.
+
+    Half of the range, the deviation of an ordinary round, is allowed for on either side. Of fewer than three
+    seeds the interval is left out.
+    """
+    if len(unsteady) < MIN_SEEDS:
+        return ratio.without_interval()
+    sides = (statistics.median(v or 0.0 for v in side) for side in zip(*unsteady, strict=True))
+    return ratio.widened(math.prod(1 + v / 2 for v in sides))
+
+
+def _unsteady(record: Record, size: str) -> float | None:
+    """Return ``iqr_ratio`` of inference at a batch size; of training, which has none, that at the cell's worst."""
+    at = record.throughput.get(record.primary or "", {})
+    chosen = [at[size]] if size in at else list(at.values())
+    return max((speed.iqr_ratio for speed in chosen), default=None)
 
 
 def _train_speed(record: Record) -> float | None:
@@ -233,12 +255,17 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _gangs(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
     """Return a note for each side whose cells shared batches or forwards where the other's did not."""
-    shared = [tuple(bool(r.cost and r.cost.shared_s) for r in (a, b)) for a, b in pairs if a.cost and b.cost]
+    shared = [(_ganged(a.cost), _ganged(b.cost)) for a, b in pairs if a.cost and b.cost]
     notes = []
     for sides, (here, there) in (((True, False), ("A", "B")), ((False, True), ("B", "A"))):
         if n := shared.count(sides):
             notes.append(f"costs of {n} cell(s) were taken in gangs in {here} and alone in {there}")
     return notes
+
+
+def _ganged(cost: Cost) -> bool:
+    # the cell that made the batches has nothing of others; records without `gang` have no better sign
+    return bool(cost.gang or cost.shared_s)
 
 
 def _environments(a: Sequence[Record], b: Sequence[Record]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.results.speed import SpeedRow, SpeedSheet
+from kdbench.results.speed_row import DRIFT_LIMIT, drift_factor, median_drift
 from kdbench.stats.differences import Difference, ratio_of_medians
 
 #: Settings that must be equal for a comparison to mean something.
@@ -20,22 +21,21 @@ class SpeedLine:
 
     Attributes:
         name: model, mode, precision and batch size (``auto`` where it was found on both sides).
-        speed: ratio B / A of images/s; None where a side is not done.
-        drift: what the machine drifted by during either sheet, a fraction: a smaller difference is none.
+        speed: ratio B / A of images/s, its interval widened by the row's drift on both sides; None where a side
+            is not done.
         broken: status of B where A is done and B is not.
         note: batch sizes where they were found and differ.
     """
 
     name: tuple[str, str, str, str]
     speed: Difference | None
-    drift: float
     broken: str | None = None
     note: str = ""
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out 1 and the difference is larger than the drift."""
-        return self.speed is not None and self.speed.significant and abs(self.speed.value - 1) > self.drift
+        """Whether the interval leaves out 1."""
+        return self.speed is not None and self.speed.significant
 
 
 @dataclass
@@ -59,16 +59,19 @@ def compare_sheets(a: SpeedSheet, b: SpeedSheet) -> SheetComparison:
         left, right = getattr(a.settings, name), getattr(b.settings, name)
         if left != right:
             raise KdbenchError(f"the sheets differ in {name}: {left} in A, {right} in B")
-    drift = max(abs(s.drift_percent or 0.0) for s in (a, b)) / 100
     left_rows, right_rows = _by_name(a), _by_name(b)
     notes = [
         f"{name}: {x} in A, {y} in B"
         for name in _TOLD
         if (x := a.environment.get(name)) != (y := b.environment.get(name))
     ]
-    notes += [f"{side}: {warning}" for side, sheet in (("A", a), ("B", b)) for warning in sheet.warnings]
+    for side, sheet in (("A", a), ("B", b)):
+        drift = median_drift(sheet.rows) or 0.0
+        if drift > DRIFT_LIMIT and not sheet.warnings:
+            notes.append(f"{side}: the machine drifted by {drift:.1f} %, the median of the rows")
+        notes += [f"{side}: {warning}" for warning in sheet.warnings]
     return SheetComparison(
-        lines=[_line(k, left_rows[k], right_rows[k], drift) for k in left_rows if k in right_rows],
+        lines=[_line(k, left_rows[k], right_rows[k]) for k in left_rows if k in right_rows],
         only_a=[", ".join(k) for k in left_rows if k not in right_rows],
         only_b=[", ".join(k) for k in right_rows if k not in left_rows],
         notes=notes,
@@ -81,12 +84,14 @@ def _by_name(sheet: SpeedSheet) -> dict[tuple[str, str, str, str], SpeedRow]:
     }
 
 
-def _line(name: Any, a: SpeedRow, b: SpeedRow, drift: float) -> SpeedLine:
+def _line(name: Any, a: SpeedRow, b: SpeedRow) -> SpeedLine:
     if a.status != "done" or b.status != "done":
         broken = b.status if a.status == "done" else None
-        return SpeedLine(name, None, drift, broken)
+        return SpeedLine(name, None, broken)
     note = f"batch {a.batch_size} in A, {b.batch_size} in B" if a.batch_size != b.batch_size else ""
-    return SpeedLine(name, ratio_of_medians(_speeds(a), _speeds(b)), drift, note=note)
+    # the rounds do not know what happened to the machine meanwhile; its drift is the least that it may have done
+    ratio = ratio_of_medians(_speeds(a), _speeds(b)).widened(drift_factor(a) * drift_factor(b))
+    return SpeedLine(name, ratio, note=note)
 
 
 def _speeds(row: SpeedRow) -> list[float]:

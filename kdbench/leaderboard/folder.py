@@ -1,21 +1,25 @@
-"""Board folders: ``leaderboards/<board>`` with ``records/*.json``, ``board.yaml`` and the generated files."""
+"""Board folders: ``leaderboards/<board>`` with records, ``board.yaml`` and the generated files."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError, RecordError, did_you_mean
-from kdbench.leaderboard.build import build_board, render_board
+from kdbench.leaderboard.build import left_over, render_board, write_forms
+from kdbench.leaderboard.curves import copy_curve, read_board_curves
+from kdbench.leaderboard.mixing import mixture
 from kdbench.leaderboard.rows import part
 from kdbench.leaderboard.text import NOTE
 from kdbench.leaderboard.thrift import Thrift
 from kdbench.results.store import RESULT, RunFolder, atomic_write_bytes, parse_record, read_limited
 
 if TYPE_CHECKING:
+    from kdbench.leaderboard.board import Board
     from kdbench.results.schema import Record
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
@@ -109,13 +113,25 @@ def _check_identity(record: Record, path: Path) -> None:
         raise RecordError(f"{path}: protocol, seed and method are not those of the identity")
 
 
-def copy_records(run_folder: Path, board: Path) -> int:
-    """Copy the records of a run folder to ``records/<cell id>.json``; return how many. Raises RecordError."""
+@dataclass(frozen=True)
+class Collected:
+    """A record of a run folder with the bytes of its file and the cell's folder."""
+
+    record: Record
+    data: bytes
+    folder: Path
+
+
+def collect(run_folder: Path, *, signed: bool = False) -> list[Collected]:
+    """Read and validate every record of a run folder; with `signed` each must carry a digest of its content.
+
+    Raises RecordError for the first that is not valid, not finite, edited, or in another cell's folder.
+    """
     run = RunFolder(run_folder)
     folders = run.cell_folders()
     if not folders:
         raise RecordError(f"{run.path}: holds no records (expected cells/<cell id>/{RESULT})")
-    contents: dict[str, bytes] = {}
+    found = []
     for cell in folders:
         path = cell / RESULT
         data = read_limited(path)
@@ -123,21 +139,60 @@ def copy_records(run_folder: Path, board: Path) -> int:
         if record.cell_id != cell.name:
             raise RecordError(f"{path}: cell_id is not the name of the folder")
         _check_identity(record, path)
-        contents[record.cell_id] = data
+        if signed and record.content_sha256 is None:
+            raise RecordError(
+                f"{path}: carries no content_sha256: it was made by an older kdbench; run its cell again"
+            )
+        found.append(Collected(record, data, cell))
+    return found
+
+
+def write_records(board: Path, records: Sequence[Collected]) -> None:
+    """Write records to ``records/<cell id>.json`` as their files are, byte for byte, and curves to ``curves/``.
+
+    Raises OSError.
+    """
     (board / "records").mkdir(parents=True, exist_ok=True)
-    for cell_id, data in contents.items():
-        atomic_write_bytes(board / "records" / f"{cell_id}.json", data)
-    return len(contents)
+    for one in records:
+        atomic_write_bytes(board / "records" / f"{one.record.cell_id}.json", one.data)
+        copy_curve(one.folder, one.record, board)
+
+
+def copy_records(run_folder: Path, board: Path) -> int:
+    """Copy the records of a run folder to a board; return how many. Raises RecordError."""
+    found = collect(run_folder)
+    write_records(board, found)
+    return len(found)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A board that was read: its folder, how many records it has, the board itself."""
+
+    folder: Path
+    records: int
+    board: Board
+
+
+def load_folder(folder: Path) -> Loaded:
+    """Read a board's records and ``board.yaml``. Raises KdbenchError where one is not valid or there is none."""
+    from kdbench.leaderboard.board import make_board
+
+    records = read_records(folder)
+    if not records:
+        raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
+    if problem := mixture(records):
+        raise KdbenchError(f"{folder}: holds {problem}")
+    info = read_info(folder)
+    board = make_board(records, **_told(info))
+    return Loaded(folder, len(records), board)
 
 
 def build_folder(folder: Path) -> int:
     """Build a board from its records; return how many there are. Raises KdbenchError, OSError."""
-    records = read_records(folder)
-    if not records:
-        raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
-    info = read_info(folder)
-    build_board(records, folder, **_told(info))
-    return len(records)
+    loaded = load_folder(folder)
+    write_forms(loaded.board, folder)
+    return loaded.records
 
 
 def _told(info: BoardInfo) -> dict[str, Any]:
@@ -149,19 +204,28 @@ def _told(info: BoardInfo) -> dict[str, Any]:
     }
 
 
-def check_folder(folder: Path) -> list[str]:
-    """Return a line for each invalid record and each file that is not what the records give."""
+def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
+    """Return a line for each invalid record and each file that is not what the records give.
+
+    What is no problem, but to be known, is appended to `notes`.
+    """
     problems: list[str] = []
     records = read_records(folder, problems)
     if not records and not problems:
         return [f"{folder}: holds no records (expected records/<cell id>.json)"]
     if problems:
         return problems
+    read_board_curves(folder, (r.cell_id for r in records), problems)
+    if problem := mixture(records):
+        return [f"{folder}: holds {problem}"]
+    unsigned = sum(r.content_sha256 is None for r in records)
+    if unsigned and notes is not None:
+        notes.append(f"{folder}: {unsigned} of {len(records)} records carry no digest of their content")
     try:
         info = read_info(folder)
         expected = render_board(records, **_told(info))
     except KdbenchError as error:
-        return [str(error)]
+        return [*problems, str(error)]
     for name, content in expected.items():
         path = folder / name
         try:
@@ -174,6 +238,8 @@ def check_folder(folder: Path) -> list[str]:
                 f"{path}: line {_first_difference(found, content)} is not what the records give; "
                 f"run `kdbench leaderboard build {folder}`"
             )
+    for path in left_over(folder, expected):
+        problems.append(f"{path}: no plot of this board; run `kdbench leaderboard build {folder}`")
     return problems
 
 

@@ -14,6 +14,7 @@ from kdbench.leaderboard.selection import Selection, selection
 from kdbench.stats import Paired, Summary, summarise
 
 if TYPE_CHECKING:
+    from kdbench.leaderboard.published import Published
     from kdbench.results.schema import Cost, Deployable, Record
 
 INFER_BATCH = "64"
@@ -28,7 +29,12 @@ def digest(value: Any, length: int = 8) -> str:
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What records must share to stand in one ranking table."""
+    """What records must share to stand in one ranking table.
+
+    Attributes:
+        track: whose hyper-parameters they are, as the records' labels say.
+        budget: what the search was given, in words; empty on the track ``default``.
+    """
 
     task: str
     task_version: str
@@ -40,6 +46,8 @@ class Setting:
     recipe: str
     recipe_digest: str
     protocol: int
+    track: str = "default"
+    budget: str = ""
 
 
 @dataclass
@@ -185,6 +193,13 @@ class Row:
         return max((n.macs for r in self.done if (n := primary(r)) and n.macs is not None), default=None)
 
     @cached_property
+    def published(self) -> list[Published]:
+        """What others published for the method on this pair and data set."""
+        from kdbench.leaderboard.published import published_for
+
+        return published_for(self)
+
+    @cached_property
     def hardware(self) -> tuple[str, ...]:
         """Devices on which the finished seeds ran."""
         return _distinct(
@@ -195,6 +210,20 @@ class Row:
     def precision(self) -> tuple[str, ...]:
         """Numeric precisions of the finished seeds."""
         return _distinct(r.environment.get("precision") or "unknown" for r in self.done)
+
+    @cached_property
+    def search(self) -> str:
+        """How the hyper-parameters were found; empty where they were not searched."""
+        found = self.labels.track != "default" and self.records[0].tuning
+        if not found:
+            return ""
+        if not found.space:
+            return "0 trials: nothing to search"
+        values = ", ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in found.params.items()
+        )
+        failed = f", {found.failed} failed" if found.failed else ""
+        return f"{_some(found.trials, 'trial')}{failed}: {values or 'as the method has them'}"
 
     @cached_property
     def plugins(self) -> tuple[str, ...]:
@@ -280,8 +309,24 @@ def _setting(record: Record) -> Setting:
         recipe=record.labels.recipe,
         recipe_digest=digest(record.identity.get("recipe")),
         protocol=record.protocol,
+        track=record.labels.track,
+        budget=_budget(part(record, "tuning")),
         **text,
     )
+
+
+def _some(number: Any, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _budget(search: Mapping[str, Any]) -> str:
+    """Return what the search of a record was given, from its identity; empty where there was none."""
+    if not search:
+        return ""
+    seeds = search.get("seeds")
+    given = f"{_some(search.get('budget'), 'trial')} of {_some(search.get('epochs'), 'epoch')}"
+    given += f" on seed {', '.join(map(str, seeds))}" if isinstance(seeds, list) else ""
+    return f"{given}, {search['pair']} on {search.get('dataset')}" if search.get("pair") else given
 
 
 def _median(values: Iterable[float]) -> float | None:

@@ -50,6 +50,9 @@ def make_sections(rows: Sequence[Row], references: Sequence[str] = ()) -> list[S
         every = [r for r in rows if r.setting == setting]
         here = [r for r in every if not measures_only(r)]
         sections += _speed_sections(setting, [r for r in every if measures_only(r)])
+        track = (
+            "" if setting.track == "default" else f" ({setting.track}, {setting.budget or 'budget unknown'})"
+        )
         students = [r for r in here if r.labels.role == "student"]
         pairs = sorted({(r.student_key, r.teacher_key) for r in students if r.teacher_key[0]})
         paired = {student for student, _ in pairs}
@@ -64,11 +67,11 @@ def make_sections(rows: Sequence[Row], references: Sequence[str] = ()) -> list[S
             members = [r for r in by_student[student] if r.teacher_key in (teacher, ("", ""))]
             if tables[student] > 1:
                 members = [r if r.teacher_key[0] else replace(r, against={}, origin=r) for r in members]
-            sections.append(_section(title, setting, members, references, is_pair=True))
+            sections.append(_section(title + track, setting, members, references, is_pair=True))
         lone = [r for r in students if r.student_key not in paired]
         if lone:
             sections.append(
-                _section("Students without a teacher", setting, lone, references, with_student=True)
+                _section("Students without a teacher" + track, setting, lone, references, with_student=True)
             )
         teachers = [r for r in here if r.labels.role == "teacher"]
         if teachers:
@@ -106,7 +109,8 @@ def _section(
 
     rows = sorted(rows, key=order)
     found = compare_rows(rows, references)
-    shown = columns(rows, found, with_student=with_student)
+    searched = any(row.search for row in rows)
+    shown = columns(rows, found, with_student=with_student, searched=searched)
     section = Section(title, setting, rows, _ranks(rows), shown, is_pair=is_pair, references=found)
     seeds = {seed for r in rows for seed in r.by_seed}
     fewer = [r.labels.variant for r in rows if len(r.by_seed) < len(seeds)]

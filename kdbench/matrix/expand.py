@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from kdbench.matrix.load import LoadedMatrix
 from kdbench.matrix.recipe import Recipe
 from kdbench.matrix.recipe_files import flatten
 from kdbench.matrix.schema import ArchItem, DatasetItem, Include, MethodItem, TeacherItem
+from kdbench.matrix.searches import HeldOut, SearchSpec, choose_dataset, searches, tuned_cells
 from kdbench.matrix.select import excluded, select
 from kdbench.matrix.spec import (
     ArchSpec,
@@ -27,6 +28,7 @@ from kdbench.matrix.spec import (
     dataset_key,
     variant_label,
 )
+from kdbench.matrix.studies import Study
 
 T = TypeVar("T")
 
@@ -36,10 +38,14 @@ MAX_CELLS = 100_000
 
 @dataclass
 class Expansion:
-    """The cells of a matrix in a fixed order (data set, pair, method, seed), without those of teachers."""
+    """The cells of a matrix in a fixed order (data set, pair, method, seed), without those of teachers.
+
+    Those with searched hyper-parameters come last. `searches` are all that the matrix asks for.
+    """
 
     cells: list[CellSpec]
     warnings: list[str] = field(default_factory=list)
+    searches: list[SearchSpec] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,17 @@ class _Pair:
     assistant: ArchSpec | None = None
 
 
-def expand(loaded: LoadedMatrix, *, only: Sequence[str] = ()) -> Expansion:
+def expand(
+    loaded: LoadedMatrix, *, only: Sequence[str] = (), found: Mapping[str, Study] | None = None
+) -> Expansion:
     """Return the cells of a matrix.
 
     ``exclude`` thins out the product of the axes, ``include`` then adds to it, equal cells are merged with a
-    warning, and `only` (terms such as ``method=ab,kd``) keeps what it names. Raises MatrixError.
+    warning, the same cells follow with hyper-parameters that the searches `found` (see
+    :mod:`kdbench.matrix.searches`), and `only` (terms such as ``method=ab,kd``) keeps what it names. Raises
+    MatrixError.
     """
-    return _Expander(loaded).run(only)
+    return _Expander(loaded).run(only, found)
 
 
 class _Expander:
@@ -76,7 +86,7 @@ class _Expander:
         )
         self._warnings: list[str] = []
 
-    def run(self, only: Sequence[str]) -> Expansion:
+    def run(self, only: Sequence[str], found: Mapping[str, Study] | None) -> Expansion:
         matrix = self._matrix
         self._methods = [self._method(item, ("methods", i)) for i, item in enumerate(matrix.methods)]
         self._datasets = [_dataset(item) for item in matrix.datasets]
@@ -90,10 +100,27 @@ class _Expander:
         self._check_labels(cells)
         if not cells:
             raise MatrixError(f"{self._loaded.where('exclude')}: exclude: it leaves no cell of the matrix")
+        searches = self._searches(cells)
+        if searches and found is not None:
+            further, lacking = tuned_cells(searches, cells, found)
+            cells += further
+            self._warnings += lacking
         chosen = select(cells, only)
         if not chosen:
             raise MatrixError(f"--only {' '.join(only)}: no cell matches all of it")
-        return Expansion(chosen, self._warnings)
+        return Expansion(chosen, self._warnings, searches)
+
+    def _searches(self, cells: Sequence[CellSpec]) -> list[SearchSpec]:
+        tune = self._matrix.tune
+        if tune is None:
+            return []
+        held_out = None
+        if tune.pair is not None:
+            teacher = self._teacher(tune.pair.teacher, ("tune", "pair", "teacher"))
+            pair = _pair(teacher, _arch(tune.pair.student), tune.pair.label, tune.pair.assistant)
+            dataset = choose_dataset(self._loaded, self._datasets, tune.dataset)
+            held_out = HeldOut(teacher, pair.student, pair.assistant, pair.label, dataset)
+        return searches(self._loaded, tune, cells, held_out)
 
     def _product(
         self,

@@ -128,4 +128,9 @@ def identity(
         out["assistant"] = {"name": spec.assistant.name, "version": assistant_version, "args": args}
     if teacher_cache is not None:
         out["teacher_cache"] = teacher_cache
+    # equal values that were found by another search, or written by hand, are another claim and so another cell
+    if spec.tuning is not None:
+        out["tuning"] = spec.tuning.conditions()
+    if spec.role == "trial":
+        out["trial"] = True
     return out

@@ -125,7 +125,7 @@ def _where(doc: Document, changed: dict[KeyPath, str], keys: Sequence[str | int]
 
 def _recipe_paths(data: dict[str, Any]) -> list[KeyPath]:
     """Key paths of all recipes but the matrix's own."""
-    found: list[KeyPath] = [("teacher_recipe",)]
+    found: list[KeyPath] = [("teacher_recipe",), ("tune", "pair", "teacher", "recipe")]
     for axis in ("methods", "teachers", "pairs", "include"):
         items = data.get(axis)
         items = items if isinstance(items, list) else []

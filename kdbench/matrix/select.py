@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from kdbench.errors import MatrixError, did_you_mean
 from kdbench.matrix.schema import Exclude
 from kdbench.matrix.spec import CellSpec, variant_label
+from kdbench.matrix.tune import DEFAULT
 
 #: Axes that ``--only`` knows.
-AXES = ("method", "teacher", "student", "dataset", "seed", "pair")
+AXES = ("method", "teacher", "student", "dataset", "seed", "pair", "track")
 
 
 def axis_names(spec: CellSpec, axis: str) -> set[str | None]:
@@ -24,6 +25,8 @@ def axis_names(spec: CellSpec, axis: str) -> set[str | None]:
         return {spec.dataset.name, spec.dataset.label}
     if axis == "seed":
         return {str(spec.seed)}
+    if axis == "track":
+        return {DEFAULT if spec.tuning is None else spec.tuning.track}
     return {spec.pair}
 
 

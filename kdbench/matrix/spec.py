@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -102,11 +103,48 @@ class DatasetSpec:
     storage: str = "auto"
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How the hyper-parameters of a cell were found; fields as in :class:`kdbench.results.schema.Tuning`.
+
+    Attributes:
+        shared: whether one search served all pairs, so that its pair is not the cell's own.
+    """
+
+    track: str
+    budget: int
+    trials: int
+    failed: int
+    dataset: str
+    pair: str
+    shared: bool
+    seeds: tuple[int, ...]
+    epochs: int
+    select: str
+    sampler: str
+    sampler_seed: int
+    batch: int
+    space: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    value: float | None = None
+
+    def conditions(self) -> dict[str, Any]:
+        """Return what the search was given and not what came of it: this part enters the cell id."""
+        names = ("track", "budget", "epochs", "select", "sampler", "sampler_seed", "batch")
+        out = {name: getattr(self, name) for name in names}
+        if self.shared:
+            out |= {"pair": self.pair, "dataset": self.dataset}
+        space = hashlib.sha256(canonical_json(self.space)).hexdigest()[:16] if self.space else None
+        return {**out, "seeds": list(self.seeds), "space": space}
+
+
 @dataclass(frozen=True, slots=True)
 class CellSpec:
     """One cell.
 
     Attributes:
+        role: a ``trial`` is a step of a search: it sees no test image and leaves no result.
+        tuning: None where the hyper-parameters are as the matrix or the method gives them.
         source: key path of the method in the matrix file, for messages.
         pair: label of the teacher-student pair.
         assistant: architecture between the two, for methods that train one; of no account to all others.
@@ -114,7 +152,7 @@ class CellSpec:
         timeout_s: limit in seconds, or None.
     """
 
-    role: Literal["student", "teacher"]
+    role: Literal["student", "teacher", "trial"]
     task: str
     method: MethodSpec
     teacher: TeacherSpec | None
@@ -128,6 +166,7 @@ class CellSpec:
     timeout_s: float | None = None
     pair: str = field(default="", compare=False)
     assistant: ArchSpec | None = None
+    tuning: Tuning | None = None
 
 
 def content_key(spec: CellSpec) -> bytes:
@@ -185,4 +224,5 @@ def teacher_cell(spec: CellSpec, k: int = 0) -> CellSpec | None:
         evaluators=(),
         pair="",
         assistant=None,
+        tuning=None,
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdbench.hooks import Needs
 from kdbench.protocol.run import Run
+from kdbench.protocol.search import Search
 from kdbench.protocol.types import Batch, Golden, Out, Phase, Tap
 
 
@@ -28,6 +29,8 @@ class Method(nn.Module):
         Params: pydantic model (or dataclass) of the hyper-parameters; ``self.hp`` is the cell's instance.
         needs: what a cell must give. Override :meth:`requires` when it depends on hyper-parameters.
         presets: named sets of hyper-parameter overrides, e.g. ``{"cifar100": {"beta": 8.0}}``.
+        search: where `kdbench tune` searches, e.g. ``{"beta": Search(low=0.5, high=16, log=True)}``: the main
+            weights and temperatures, and nothing that changes what the method costs.
         fidelity: what the code follows: ``"paper"``, ``"official-code"`` or ``"reconstruction"``; ``""`` for a
             method that has no paper. Say it: the default claims nothing.
         taps: features asked for: ``{"student": [Tap(...)], "teacher": [Tap(...)]}``; for more, call
@@ -40,6 +43,7 @@ class Method(nn.Module):
 
     needs: ClassVar[Needs] = Needs()
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    search: ClassVar[Mapping[str, Search]] = {}
     fidelity: ClassVar[Literal["paper", "official-code", "reconstruction", "not stated", ""]] = "not stated"
     deploys_extra: ClassVar[bool] = False
     taps: Mapping[str, Sequence[Tap]] = {}

@@ -57,6 +57,16 @@ class Task(ABC):
     def evaluate(self, net: nn.Module, split: Iterable[Batch], data: TaskData) -> dict[str, float]:
         """Every declared metric of `net` (in eval mode, no gradient) on a split."""
 
+    def evaluate_classes(
+        self, net: nn.Module, split: Iterable[Batch], data: TaskData
+    ) -> tuple[dict[str, float], Tensor | None]:
+        """What :meth:`evaluate` returns, and from the same pass how many images of each class got which answer.
+
+        The counts are integers (K, K), a row for each true class, a column for each answer; None where the task
+        has no classes, as by default.
+        """
+        return self.evaluate(net, split, data), None
+
     def budget(self, epochs: int) -> Budget:
         """The recipe's budget in the task's unit."""
         return Budget("epochs", epochs)

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from kdbench.results.digest import record_sha256
-
 #: MLflow's limits (mlflow.utils.validation, 3.x).
 MAX_KEY = 250
 MAX_PARAM_VALUE = 6000
@@ -59,15 +57,19 @@ def _text(value: Any) -> str:
 
 
 def params(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parameters of a run: what was compared, the recipe and the method's hyper-parameters."""
+    """Return the parameters of a run: what was compared, the recipe and the method's hyper-parameters.
+
+    Charts of MLflow leave out runs that lack one of their parameters, so what every cell has a place for is
+    there for every cell, as ``None`` where the place is empty. What only one method knows, ``method.*``, is
+    absent elsewhere: a filler among numbers would make MLflow drop either the numbers or the filler's runs.
+    """
     labels, identity = record["labels"], record["identity"]
     out: dict[str, Any] = {
         name: labels.get(name)
-        for name in ("task", "dataset", "teacher", "student", "method", "variant", "recipe")
-    }
-    out["seed"] = labels["seed"]
-    if labels.get("preset"):
-        out["preset"] = labels["preset"]
+        for name in (
+            "task", "dataset", "teacher", "assistant", "student", "method", "variant", "preset", "recipe", "seed"
+        )
+    }  # fmt: skip
     method = identity.get("method")
     if isinstance(method, Mapping):
         out.update(flatten(method.get("params", {}), "method"))
@@ -79,20 +81,17 @@ def params(record: Mapping[str, Any]) -> dict[str, str]:
     return {key(k): _text(v)[:MAX_PARAM_VALUE] for k, v in out.items()}
 
 
-def tags(record: Mapping[str, Any], parent_run_id: str | None = None) -> dict[str, str]:
-    """Return the tags of a run; ``kdbench.cell_id`` and ``kdbench.record_sha256`` identify it."""
+def tags(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of a cell's run, without those that identify it."""
     labels = record["labels"]
     out: dict[str, Any] = {
-        "kdbench.cell_id": record["cell_id"],
-        "kdbench.record_sha256": record_sha256(record),
         "kdbench.protocol": record["protocol"],
         "kdbench.status": record["status"],
         "kdbench.role": labels.get("role", "student"),
         "kdbench.matrix": labels.get("matrix", ""),
         "kdbench.fidelity": labels.get("fidelity", ""),
+        "kdbench.track": labels.get("track") or "default",
     }
-    if parent_run_id:
-        out["mlflow.parentRunId"] = parent_run_id
     for kind, plugin in record.get("plugins", {}).items():
         out[f"kdbench.plugin.{kind}"] = f"{plugin['distribution']} {plugin['version']}"
     for name, value in record.get("environment", {}).items():
@@ -203,11 +202,21 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def system_metrics(samples: Sequence[Mapping[str, float]]) -> list[tuple[str, float, int, int]]:
+    """Return (metric, value, step, milliseconds since 1970) of samples of the machine, a step for each."""
+    out = []
+    for step, row in enumerate(samples):
+        names = sorted(row.keys() - {"at"})
+        out += [(key(f"system/{name}"), float(row[name]), step, int(row["at"])) for name in names]
+    return out
+
+
 def run_name(record: Mapping[str, Any]) -> str:
     """Return the name of a run in lists."""
     labels = record["labels"]
     teacher = f"{labels['teacher']} -> " if labels.get("teacher") else ""
-    return f"{labels['variant']} | {teacher}{labels['student']} | {labels['dataset']} | seed {labels['seed']}"
+    seed = f"seed {labels['seed']}" if labels.get("seed") is not None else "all seeds"
+    return f"{labels['variant']} | {teacher}{labels['student']} | {labels['dataset']} | {seed}"
 
 
 def run_status(status: str) -> str:

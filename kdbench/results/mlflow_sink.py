@@ -1,20 +1,24 @@
-"""The MLflow sink: one run per cell, under one parent run per matrix invocation.
+"""The MLflow sink: one run per cell, per row of seeds, and per invocation of a matrix.
 
-Only the parent process writes, with an explicit client and run ids, never MLflow's global state.
+They stand side by side: MLflow's page hides what is nested below a run, from its lists and from its charts, until
+somebody opens it. Only the parent process writes, by an explicit client and run ids, never MLflow's global state.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.errors import KdbenchError
 from kdbench.results import mlflow_fields as fields
 from kdbench.results.digest import record_sha256
-from kdbench.results.store import CURVES, RESULT, read_curves
+from kdbench.results.mlflow_content import LAYOUT, RunContent, cell_content, summary_content, summary_sha256
+from kdbench.results.mlflow_run import IDENTITY, log_metrics, now_ms, write_run
 from kdbench.results.tracking import (
     SinkError,
     check_store,
@@ -28,13 +32,6 @@ from kdbench.results.tracking import (
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-log = logging.getLogger(__name__)
-
-#: MLflow takes 1,000 entities, 1,000 metrics, 100 params and 100 tags in one batch.
-_METRICS_PER_BATCH = 800
-_PARAMS_PER_BATCH = 100
-#: For what fails when another writer does the same at the same time.
-_ATTEMPTS = 3
 _TERMINATED = frozenset({"FINISHED", "FAILED", "KILLED"})
 _PARENT_STATUS = {
     "done": "FINISHED",
@@ -47,9 +44,12 @@ _PARENT_STATUS = {
 
 @dataclass(frozen=True)
 class _Known:
+    """A run that the store holds; `metrics` are the last values."""
+
     run_id: str
-    sha256: str
+    digest: str
     complete: bool
+    metrics: Mapping[str, float]
 
 
 class MlflowSink:
@@ -66,11 +66,11 @@ class MlflowSink:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._matrix: Mapping[str, Any] = {}
-        self._parent: str | None = None
-        self._known: dict[str, list[_Known]] = {}
+        self._invocation: str | None = None
+        self._known: dict[tuple[str, str], list[_Known]] = {}
         self._counts: dict[str, int] = {}
-        #: sha256 of the records that were stored, by cell id
-        self._written: dict[str, str] = {}
+        #: digests of what was stored, by what identifies its run
+        self._written: dict[tuple[str, str], str] = {}
 
     @staticmethod
     def prepare() -> None:
@@ -95,7 +95,7 @@ class MlflowSink:
             self._experiment_id = self._experiment(f"kdbench/{matrix['name']}")
         with self._told():
             self._known = self._read_known()
-        self._parent, self._counts, self._written, self.artifact_warnings = None, {}, {}, []
+        self._invocation, self._counts, self._written, self.artifact_warnings = None, {}, {}, []
 
     def write(self, record: Mapping[str, Any], folder: Path) -> None:
         """Store one record with the curves and files in its folder; an older run of the cell is deleted.
@@ -106,64 +106,61 @@ class MlflowSink:
 
     def put(self, record: Mapping[str, Any], folder: Path) -> bool:
         """Like :meth:`write`; return whether anything was written."""
-        client = self._ready()
-        cell_id, sha256 = record["cell_id"], record_sha256(record)
-        known = self._known.get(cell_id, [])
-        same = next((k for k in known if k.complete and k.sha256 == sha256), None)
-        with self._told():
-            if same is None:
-                run_id = self._write_run(client, record, Path(folder))
-                same = _Known(run_id, sha256, True)
-                written = True
-            else:
-                written = False
-            for old in known:
-                if old.run_id != same.run_id:
-                    client.delete_run(old.run_id)
-        self._known[cell_id] = [same]
+        self._ready()
+        made = partial(cell_content, record, Path(folder))
+        written = self._put("cell", record["cell_id"], record_sha256(record), made)
         if written:
-            self._written[cell_id] = sha256
             self._counts[record["status"]] = self._counts.get(record["status"], 0) + 1
         return written
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store a summary run for each row; one whose seeds or numbers changed is replaced. Raises SinkError."""
+        for row in rows:
+            self._put("summary", row["row_id"], summary_sha256(row), partial(summary_content, row))
 
     def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         """Add metrics to a cell's run that only the whole matrix can tell, such as the gap closed.
 
         Nothing happens when the store has no run of the cell, or has these values already. Raises SinkError.
         """
-        from mlflow.entities import Metric
+        client, now = self._ready(), now_ms()
+        for known in self._known.get(("cell", cell_id), []):
+            # nan takes back what an earlier, smaller matrix seemed to tell: MLflow forgets no metric
+            fresh = {k: v for k, v in metrics.items() if not _equal(known.metrics.get(k, math.nan), v)}
+            with self._told():
+                log_metrics(client, known.run_id, [(k, v, 0, now) for k, v in fresh.items()])
 
+    def observe(self, samples: Sequence[Mapping[str, float]]) -> None:
+        """Add ``system/*`` metrics to the invocation's run, a step for each sample, if there is such a run.
+
+        Raises SinkError.
+        """
         client = self._ready()
-        with self._told():
-            for known in self._known.get(cell_id, []):
-                have = client.get_run(known.run_id).data.metrics
-                now = _now_ms()
-                fresh = [Metric(k, v, now, 0) for k, v in metrics.items() if have.get(k) != v]
-                if fresh:
-                    client.log_batch(known.run_id, metrics=fresh)
+        if self._invocation is not None:
+            metrics = fields.system_metrics(samples)
+            with self._told():
+                log_metrics(client, self._invocation, metrics)
 
     def close(self, status: str) -> None:
-        """End the parent run (``done``, ``interrupted``, else failed) and let the client go."""
+        """End the invocation's run (``done``, ``interrupted``, else failed) and let the client go."""
         if self._client is not None and self._written:
             with self._told():
                 self._drop_twins()
-        if self._client is not None and self._parent is not None:
-            from mlflow.entities import Metric
-
+        if self._client is not None and self._invocation is not None:
+            now = now_ms()
+            counts = [(f"cells/{k}", float(v), 0, now) for k, v in sorted(self._counts.items())]
             with self._told():
-                now = _now_ms()
-                counts = [Metric(f"cells/{k}", float(v), now, 0) for k, v in sorted(self._counts.items())]
-                self._client.log_batch(self._parent, metrics=counts)
-                self._client.set_terminated(self._parent, _PARENT_STATUS.get(status.lower(), "FAILED"))
-        self._client = self._parent = None
+                log_metrics(self._client, self._invocation, counts)
+                self._client.set_terminated(self._invocation, _PARENT_STATUS.get(status.lower(), "FAILED"))
+        self._client = self._invocation = None
 
     def _drop_twins(self) -> None:
-        """Delete all but one run of cells that other writers stored at the same time; all choose the same one."""
+        """Delete all but one run of what other writers stored at the same time; all choose the same one."""
         client = self._ready()
-        for cell_id, runs in self._read_known().items():
-            sha256 = self._written.get(cell_id)
-            same = sorted(k.run_id for k in runs if k.complete and k.sha256 == sha256)
-            for run_id in same[1:] if sha256 is not None else ():
+        for which, runs in self._read_known().items():
+            digest = self._written.get(which)
+            same = sorted(k.run_id for k in runs if k.complete and k.digest == digest)
+            for run_id in same[1:] if digest is not None else ():
                 with contextlib.suppress(Exception):  # another writer may have deleted it already
                     client.delete_run(run_id)
 
@@ -177,7 +174,7 @@ class MlflowSink:
         """Turn whatever MLflow, SQLAlchemy or requests raise into one line without credentials."""
         try:
             yield
-        except SinkError:
+        except KdbenchError:
             raise
         except Exception as error:
             text = one_line(error)
@@ -194,8 +191,10 @@ class MlflowSink:
             location = None
             if path is not None:
                 location = (path.parent / "mlartifacts" / fields.key(name).replace("/", "-")).as_uri()
+            # MLflow would open its pages for language models
+            kind = {"mlflow.experimentKind": "custom_model_development"}
             try:
-                return str(client.create_experiment(name, artifact_location=location))
+                return str(client.create_experiment(name, artifact_location=location, tags=kind))
             except Exception:
                 # another writer may have made it meanwhile
                 found = client.get_experiment_by_name(name)
@@ -208,112 +207,58 @@ class MlflowSink:
             )
         return str(found.experiment_id)
 
-    def _read_known(self) -> dict[str, list[_Known]]:
+    def _read_known(self) -> dict[tuple[str, str], list[_Known]]:
         client, token = self._ready(), None
-        known: dict[str, list[_Known]] = {}
+        known: dict[tuple[str, str], list[_Known]] = {}
         while True:
             page = client.search_runs([self._experiment_id], max_results=1000, page_token=token)
             for run in page:
-                cell_id = run.data.tags.get("kdbench.cell_id")
-                if cell_id:
-                    sha256 = run.data.tags.get("kdbench.record_sha256", "")
-                    complete = run.info.status in _TERMINATED
-                    known.setdefault(cell_id, []).append(_Known(run.info.run_id, sha256, complete))
+                tags = run.data.tags
+                kind = next((k for k, names in IDENTITY.items() if names[0] in tags), None)
+                if kind is None:
+                    continue
+                key, digest = IDENTITY[kind]
+                one = _Known(
+                    run_id=str(run.info.run_id),
+                    digest=tags.get(digest, ""),
+                    complete=run.info.status in _TERMINATED and tags.get("kdbench.layout") == str(LAYOUT),
+                    metrics=run.data.metrics,
+                )
+                known.setdefault((kind, tags[key]), []).append(one)
             token = page.token
             if not token:
                 return known
 
-    def _parent_run(self, client: MlflowClient) -> str:
-        """The parent is made with the first cell, so that an invocation without news leaves no run."""
-        if self._parent is None:
+    def _put(self, kind: str, key: str, digest: str, make: Callable[[], RunContent]) -> bool:
+        """Have the store hold exactly one run of what is identified so; return whether it was written."""
+        client, known = self._ready(), self._known.get((kind, key), [])
+        same = next((k for k in known if k.complete and k.digest == digest), None)
+        written = same is None
+        with self._told():
+            if same is None:
+                content = make()
+                self._begin(client)
+                run_id, warnings = write_run(client, self.uri, self._experiment_id, content)
+                self.artifact_warnings += warnings
+                values = {name: value for name, value, _ in content.metrics}
+                same = _Known(run_id, digest, True, values)
+                self._written[kind, key] = digest
+            for old in known:
+                if old.run_id != same.run_id:
+                    client.delete_run(old.run_id)
+        self._known[kind, key] = [same]
+        return written
+
+    def _begin(self, client: MlflowClient) -> None:
+        """Make the invocation's run, with the first run that is written: one without news leaves none."""
+        if self._invocation is None:
             name = str(self._matrix["name"])
-            tags = {"kdbench.matrix": name, "kdbench.role": "matrix"}
+            tags = {"kdbench.matrix": name, "kdbench.kind": "matrix", "kdbench.role": "matrix"}
             for key in ("title", "protocol"):
                 if self._matrix.get(key) is not None:
                     tags[f"kdbench.{key}"] = str(self._matrix[key])[: fields.MAX_TAG_VALUE]
             run = client.create_run(self._experiment_id, run_name=name, tags=tags)
-            self._parent = str(run.info.run_id)
-        return self._parent
-
-    def _write_run(self, client: MlflowClient, record: Mapping[str, Any], folder: Path) -> str:
-        tags = fields.tags(record, self._parent_run(client))
-        first = dict(list(tags.items())[:100])
-        begun = fields.epoch_ms(record.get("started_at"))
-        run = client.create_run(
-            self._experiment_id, start_time=begun, tags=first, run_name=fields.run_name(record)
-        )
-        run_id = str(run.info.run_id)
-        try:
-            rest = dict(list(tags.items())[100:])
-            self._log_numbers(client, run_id, record, folder, rest)
-            self._log_dataset(client, run_id, record)
-            self._log_artifacts(client, run_id, folder)
-            ended = fields.epoch_ms(record.get("finished_at"))
-            # A run counts as complete by its ended status alone, so this comes last.
-            client.set_terminated(run_id, fields.run_status(record["status"]), end_time=ended)
-        except BaseException:
-            with contextlib.suppress(Exception):
-                client.delete_run(run_id)
-            raise
-        return run_id
-
-    def _log_numbers(
-        self,
-        client: MlflowClient,
-        run_id: str,
-        record: Mapping[str, Any],
-        folder: Path,
-        tags: Mapping[str, str],
-    ) -> None:
-        from mlflow.entities import Metric, Param, RunTag
-
-        when = fields.epoch_ms(record.get("finished_at")) or _now_ms()
-        metrics = [Metric(k, v, when, 0) for k, v in fields.final_metrics(record).items()]
-        curves = fields.curve_metrics(read_curves(folder), fields.primary_deployable(record))
-        metrics += [Metric(k, v, when, epoch) for k, v, epoch in curves]
-        params = [Param(k, v) for k, v in fields.params(record).items()]
-        more = [RunTag(k, v) for k, v in tags.items()]
-        while metrics or params or more:
-            client.log_batch(
-                run_id,
-                metrics=metrics[:_METRICS_PER_BATCH],
-                params=params[:_PARAMS_PER_BATCH],
-                tags=more[:_PARAMS_PER_BATCH],
-            )
-            del metrics[:_METRICS_PER_BATCH], params[:_PARAMS_PER_BATCH], more[:_PARAMS_PER_BATCH]
-
-    def _log_dataset(self, client: MlflowClient, run_id: str, record: Mapping[str, Any]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        name, digest, source = fields.dataset_input(record)
-        dataset = Dataset(name=name, digest=digest, source_type="code", source=source)
-        context = [InputTag("mlflow.data.context", "training")]
-        inputs = [DatasetInput(dataset, context)]
-        for attempt in range(_ATTEMPTS):
-            try:
-                client.log_inputs(run_id, datasets=inputs)
-                return
-            except Exception:
-                # MLflow looks for the data set, then inserts it: of writers that come first together one fails
-                if attempt + 1 == _ATTEMPTS:
-                    raise
-
-    def _log_artifacts(self, client: MlflowClient, run_id: str, folder: Path) -> None:
-        for name in (RESULT, CURVES):
-            if not (folder / name).is_file():
-                continue
-            try:
-                client.log_artifact(run_id, str(folder / name))
-            except Exception as error:
-                warning = f"MLflow: {name} of run {run_id} was not stored: {one_line(error)}"
-                self.artifact_warnings.append(warning)
-                log.warning("%s", warning)
-
-
-def _now_ms() -> int:
-    import time
-
-    return time.time_ns() // 1_000_000
+            self._invocation = str(run.info.run_id)
 
 
 def _creation_lock(uri: str) -> contextlib.AbstractContextManager[Any]:
@@ -324,3 +269,7 @@ def _creation_lock(uri: str) -> contextlib.AbstractContextManager[Any]:
     from filelock import FileLock
 
     return FileLock(f"{path}.lock", timeout=120)
+
+
+def _equal(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))

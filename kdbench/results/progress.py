@@ -192,7 +192,8 @@ def _left(seconds: dict[int, list[float]], left: Counter[int], running: list[Run
 
 def _label(names: dict[str, Any]) -> str:
     pair = " -> ".join(str(names[k]) for k in ("teacher", "assistant", "student") if names.get(k))
-    role = " (teacher)" if names.get("role") == "teacher" else ""
+    role = f" ({names['role']})" if names.get("role", "student") != "student" else ""
+    role += f" ({names['track']})" if names.get("track", "default") != "default" else ""
     text = f"{names.get('variant')} | {pair} | {names.get('dataset')} | seed {names.get('seed')}{role}"
     return re.sub(r"[\x00-\x1f\x7f]", "?", text) if names else "?"
 

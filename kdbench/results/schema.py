@@ -22,7 +22,7 @@ STATUSES: tuple[Status, ...] = (
     "not_applicable",
     "interrupted",
 )
-CellId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=200)]
 Scalars = dict[str, FiniteFloat | None]
 
@@ -45,10 +45,13 @@ class Labels(_Model):
     #: method with what was overridden, e.g. ``dkd(beta=2.0)``; rows of a board are per variant
     variant: Text
     recipe: Text
-    role: Literal["student", "teacher"] = "student"
+    #: a ``trial`` is a step of a search and no result
+    role: Literal["student", "teacher", "trial"] = "student"
     seed: int
     fidelity: Text = ""
     preset: Text | None = None
+    #: whose hyper-parameters they are: ``default`` (the method's or the matrix's), or found by which search
+    track: Text = "default"
 
     @property
     def pair(self) -> str:
@@ -111,6 +114,8 @@ class Cost(_Model):
     peak_memory_mb: FiniteFloat | None = None
     #: part of the clocks that was spent once for several cells, by another of them
     shared_s: FiniteFloat | None = Field(default=None, ge=0)
+    #: most cells that trained in lockstep with it in its process, itself included; None: it trained alone
+    gang: int | None = Field(default=None, ge=2)
     #: seconds spent on filling tables of the teachers' outputs, which other cells read too
     fill_s: FiniteFloat | None = Field(default=None, ge=0)
     #: calls of teachers in training that a table answered, and those that were made; None without tables
@@ -142,6 +147,44 @@ class Plugin(_Model):
     code: Text | None = None
 
 
+class Tuning(_Model):
+    """How the hyper-parameters of a cell were found: the conditions of the search, and how it went."""
+
+    track: Text
+    #: trials that every method was given
+    budget: int = Field(ge=1)
+    #: trials that this one took; 0 for a method that has nothing to search
+    trials: int = Field(ge=0)
+    #: of them, those that gave no value
+    failed: int = Field(ge=0)
+    dataset: Text
+    pair: Text
+    seeds: list[int]
+    #: of a trial
+    epochs: int = Field(ge=1)
+    #: which epoch's validation metric is the value of a trial
+    select: Literal["last", "best"]
+    sampler: Text
+    sampler_seed: int
+    #: trials asked for at a time
+    batch: int = Field(ge=1)
+    #: hyper-parameter -> where it was searched
+    space: dict[str, Any] = Field(default_factory=dict)
+    #: hyper-parameter -> what was found
+    params: dict[str, Any] = Field(default_factory=dict)
+    #: value of the best trial: the primary metric on the validation split
+    value: FiniteFloat | None = None
+
+
+class Validation(_Model):
+    """What a trial reached on the validation split, by the task's primary metric."""
+
+    metric: Text
+    higher_is_better: bool
+    last: FiniteFloat
+    best: FiniteFloat
+
+
 class Failure(_Model):
     """Why a cell is not done."""
 
@@ -154,7 +197,7 @@ class Record(_Model):
     """One cell's record."""
 
     schema_version: Literal[1] = 1
-    cell_id: CellId
+    cell_id: Sha256
     status: Status
     protocol: int
     labels: Labels
@@ -170,6 +213,10 @@ class Record(_Model):
     teachers: list[TeacherRef] = Field(default_factory=list)
     #: primary metric of trivial baselines
     floors: Scalars = Field(default_factory=dict)
+    #: only of a cell whose hyper-parameters were searched
+    tuning: Tuning | None = None
+    #: only of a trial, which sees no test image
+    validation: Validation | None = None
     environment: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     plugins: dict[str, Plugin] = Field(default_factory=dict)
     error: Failure | None = None
@@ -178,3 +225,5 @@ class Record(_Model):
     weights_sha256: str | None = None
     started_at: str
     finished_at: str
+    #: digest of all other fields as they were written, see :mod:`kdbench.results.content`; None in old records
+    content_sha256: Sha256 | None = None

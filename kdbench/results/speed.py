@@ -69,7 +69,7 @@ class SpeedSheet(_Model):
     environment: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     #: what `peak_memory_mb` is on this device
     memory: str = ""
-    #: median of the rows' drift in percent
+    #: median size of the rows' drift in percent; files of old versions have the median of signed ones
     drift_percent: FiniteFloat | None = None
     warnings: list[str] = Field(default_factory=list)
     rows: list[SpeedRow] = Field(default_factory=list)
@@ -84,7 +84,8 @@ def read_sheet(path: Path) -> SpeedSheet:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        text = " ".join(f"{place}: {first['msg']}".split()) if place else "expected the .json file of --out"
+        whole = place and not any(e["type"] == "missing" and len(e["loc"]) == 1 for e in error.errors())
+        text = " ".join(f"{place}: {first['msg']}".split()) if whole else "expected the .json file of --out"
         raise RecordError(f"{path}: not a speed sheet of `kdbench throughput` ({text[:300]})") from error
 
 

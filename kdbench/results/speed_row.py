@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
@@ -49,6 +50,21 @@ class SpeedRow(BaseModel):
     activations: int | None = Field(default=None, ge=0)
     #: `step_ms` of each round, for comparisons
     samples_ms: list[FiniteFloat] = Field(default_factory=list)
+
+
+def drift_factor(row: SpeedRow) -> float:
+    """Return the factor, 1 or more, by which the machine changed while a row was measured.
+
+    Twice as fast and half as fast are the same factor.
+    """
+    change = max(1 + (row.drift_percent or 0.0) / 100, 1e-3)
+    return max(change, 1 / change)
+
+
+def median_drift(rows: Iterable[SpeedRow]) -> float | None:
+    """Return the median size of the rows' drift in percent, whichever way each went; None where none has any."""
+    found = [abs(row.drift_percent) for row in rows if row.drift_percent is not None]
+    return statistics.median(found) if found else None
 
 
 def fastest(rows: Sequence[Mapping[str, Any]]) -> str:

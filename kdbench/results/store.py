@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
+from kdbench.results.content import KEY, content_sha256, refuse_edited
 
 if TYPE_CHECKING:
     from kdbench.results.schema import Record
@@ -25,6 +26,7 @@ MAX_RECORD_BYTES = 4 * 1024 * 1024
 RESULT = "result.json"
 CURVES = "curves.jsonl"
 _CELL_ID = re.compile(r"[0-9a-f]{64}\Z")
+_TEMPORARY = re.compile(r"\A\..*\.[0-9a-f]{12}\.tmp\Z")
 
 
 def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:
@@ -48,6 +50,14 @@ def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the temporary files of writers that were killed; nobody may be writing into the folder."""
+    folder = Path(folder)
+    for path in [*folder.glob(".*.tmp"), *folder.glob("route/.*.tmp")]:
+        if _TEMPORARY.search(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -85,8 +95,12 @@ def read_limited(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
 
 
 def parse_record(data: bytes, where: str | Path) -> Record:
-    """Validate the bytes of a record. Raises RecordError: one line with `where` and the first problem."""
+    """Validate the bytes of a record, its digest included where it carries one.
+
+    Raises RecordError: one line with `where` and the first problem.
+    """
     from pydantic import ValidationError
+    from pydantic_core import from_json
 
     from kdbench.results.schema import Record
 
@@ -95,6 +109,8 @@ def parse_record(data: bytes, where: str | Path) -> Record:
     except ValidationError as error:
         raise RecordError(f"{where}: {_first_problem(error)}") from error
     _refuse_infinite(record, where)
+    if record.content_sha256 is not None:
+        refuse_edited(from_json(data), where)
     return record
 
 
@@ -109,6 +125,7 @@ def validate_record(obj: Mapping[str, Any], where: str | Path) -> Record:
     except ValidationError as error:
         raise RecordError(f"{where}: {_first_problem(error)}") from error
     _refuse_infinite(record, where)
+    refuse_edited(obj, where)
     return record
 
 
@@ -167,7 +184,7 @@ def read_record_dict(path: str | Path) -> dict[str, Any]:
 
 
 def write_record(folder: str | Path, record: Record, *, overwrite: bool = False) -> None:
-    """Write ``result.json`` into a cell's folder, which is made if needed.
+    """Write ``result.json`` into a cell's folder, which is made if needed; `record` gets its digest.
 
     Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, OSError.
     """
@@ -180,7 +197,19 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
         if finished:
             raise RecordError(f"{path}: holds a finished result; it is replaced only on request")
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_json(path, record.model_dump(mode="json"))
+    content = record.model_dump(mode="json")
+    content[KEY] = record.content_sha256 = content_sha256(content)
+    atomic_write_json(path, content)
+
+
+def put_record_aside(folder: Path) -> None:
+    """Move a cell's record to ``previous/result-<n>.json``, under a number that is not taken."""
+    previous = folder / "previous"
+    previous.mkdir(exist_ok=True)
+    number = len(list(previous.iterdir())) + 1
+    while (previous / f"result-{number}.json").exists():
+        number += 1
+    (folder / RESULT).rename(previous / f"result-{number}.json")
 
 
 def read_curves(folder: str | Path) -> list[dict[str, Any]]:
@@ -280,6 +309,14 @@ class RunFolder:
                 on_error(error)
                 continue
             yield folder, record
+
+    def good_records(self) -> Iterator[Record]:
+        """Yield every record that is valid and in its own folder, in the order of cell ids."""
+        for folder in self.cell_folders():
+            with contextlib.suppress(RecordError):
+                record = read_record(folder / RESULT)
+                if record.cell_id == folder.name:
+                    yield record
 
     def failures(self) -> list[tuple[Path, dict[str, Any]]]:
         """Return (cell folder, record) of every readable record whose status is not ``done``."""

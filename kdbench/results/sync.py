@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Sink
 from kdbench.results.store import RESULT, RunFolder, read_record
+from kdbench.results.system import read_samples
 
 
 @dataclass
@@ -28,13 +30,15 @@ def sync(
     uri: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     annotations: Mapping[str, Mapping[str, float]] | None = None,
+    summaries: Sequence[Mapping[str, Any]] = (),
 ) -> SyncCounts:
     """Write every record of a run folder to a sink; safe to repeat.
 
     A broken record, or one that the sink refuses, is counted as failed and the others go on. `progress` is
-    called with (cells handled, cells in all). `annotations` are
-    further metrics by cell id. A sink without ``put`` cannot tell unchanged records apart, all
-    count as written. Raises KdbenchError when there is no record at all or the sink cannot be opened.
+    called with (cells handled, cells in all). `annotations` are further metrics by cell id, `summaries` what is
+    said of the seeds of each row together; sinks that take neither are not told. A sink without ``put``
+    cannot tell unchanged records apart, all count as written. Raises KdbenchError when there is no record at
+    all or the sink cannot be opened.
     """
     run = RunFolder(run_folder)
     folders = run.cell_folders()
@@ -58,6 +62,12 @@ def sync(
         annotate = getattr(sink, "annotate", None)
         for cell_id, metrics in (annotations or {}).items() if annotate is not None else ():
             annotate(cell_id, metrics)
+        summarise = getattr(sink, "summarise", None)
+        if summarise is not None:
+            summarise(summaries)
+        observe = getattr(sink, "observe", None)
+        if observe is not None:
+            observe(read_samples(run.path))
         status = "failed" if counts.failed else "done"
     finally:
         sink.close(status)

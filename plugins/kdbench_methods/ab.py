@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Opt, Out, Phase, Run, Search
 from kdbench_methods._common import channels, connector, full, match_size, want_pairs
 
 
@@ -93,6 +93,9 @@ class AB(Method):
         "official": {"ce_weight": 0.0, "kd_weight": 1 / 9, "teacher_bn": "batch", "identity": True},
         # 30 epochs of initialisation before 240 of cross-entropy, here within one budget.
         "cifar100": {"ce_weight": 1.0, "kd_weight": 0.0, "init_share": 30 / 270, "teacher_bn": "eval"},
+    }
+    search = {
+        "loss_weight": Search(low=0.0003, high=0.03, log=True, source="official code: 0.001 and 0.003"),
     }
 
     @classmethod

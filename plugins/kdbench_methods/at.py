@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full, match_size
 from kdbench_methods._feature_tools import require_spatial, want_last_stages
 
@@ -53,6 +53,11 @@ class AT(Method):
     needs = Needs(reads="taps", capabilities=frozenset({"features", "supervised"}))
     fidelity = "official-code"
     presets = {"cifar100": {"beta": 1000.0}, "imagenet": {"beta": 1000.0}}
+    search = {
+        "beta": Search(
+            low=100.0, high=10000.0, log=True, source="a decade each way of the value in arXiv:1612.03928"
+        ),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

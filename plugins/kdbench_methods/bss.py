@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full, require_categorical
 from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits
 
@@ -171,6 +171,10 @@ class BSS(Method):
     presets = {
         "paper": {"clip": 2.5, "attack_share": 0.25, "bss_share": 0.75},
         "cifar100": {"attack_share": 0.25},
+    }
+    search = {
+        "kd_start": Search(low=0.4, high=40.0, log=True, source="a decade each way of the authors' value"),
+        "bss_weight": Search(low=0.2, high=20.0, log=True, source="a decade each way of the authors' value"),
     }
 
     @classmethod

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import pooled, require_pooled
 
@@ -65,6 +65,9 @@ class CC(Method):
     needs = Needs(reads="pooled", min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "official-code"
     presets = {"cifar100": {"weight": 0.02}, "rbf": {"form": "rbf"}}
+    search = {
+        "weight": Search(low=0.002, high=0.2, log=True, source="a decade each way of the authors' value"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Out, Run, Search
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import pooled, require_pooled
 
@@ -126,6 +126,10 @@ class CRD(Method):
     needs = Needs(reads="pooled", index=True, capabilities=frozenset({"features", "supervised"}))
     fidelity = "official-code"
     presets = {"cifar100": {"weight": 0.8, "k": 16384}, "imagenet": {"weight": 0.8, "k": 16384}}
+    search = {
+        "weight": Search(low=0.08, high=8.0, log=True, source="a decade each way of the authors' value"),
+        "temperature": Search(low=0.02, high=0.3, log=True, source="our choice around the default"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import kl_divergence, require_categorical
 from kdbench_methods._golden import BY_FORMULA, total
 
@@ -63,6 +63,10 @@ class CTKD(Method):
     presets = {
         "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "loops": 10},
         "imagenet": {"alpha": 1.0, "ce_weight": 1.0, "loops": 5},
+    }
+    search = {
+        "alpha": Search(low=0.1, high=10.0, log=True, source="as for kd"),
+        "t_range": Search(low=2.0, high=40.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

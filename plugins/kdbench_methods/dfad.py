@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Opt, Phase, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Opt, Phase, Run, Search
 from kdbench_methods._common import full
 from kdbench_methods._golden import student_logits, teacher_logits
 
@@ -89,6 +89,11 @@ class DFAD(Method):
         "caltech101": {"batch_size": 64},
         # for the conformance suite: the default epoch is 50 x 6 batches of 256
         "check": {"nz": 16, "batch_size": 8, "iterations": 2, "student_steps": 2},
+    }
+    search = {
+        "generator_lr": Search(
+            low=0.0001, high=0.01, log=True, source="a decade each way of the authors' value"
+        ),
     }
 
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full, require_categorical, standardise
 from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits
 
@@ -68,6 +68,10 @@ class DIST(Method):
     )
     fidelity = "official-code"
     presets = {"cifar100": {"temperature": 4.0}, "imagenet": {"temperature": 1.0}}
+    search = {
+        "kd_weight": Search(low=0.2, high=20.0, log=True, source="a decade each way of the authors' value"),
+        "temperature": Search(low=1.0, high=8.0, log=True, source="arXiv:2205.10536: 1 and 4"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

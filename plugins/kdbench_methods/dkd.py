@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full, require_categorical, standardise
 from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, labels, student_logits, teacher_logits, total
 
@@ -102,6 +102,17 @@ class DKD(Method):
         # alpha and beta times 9, T = 2, as the authors name their runs; their launcher, read literally, sets
         # beta to 81 and leaves T at 4
         "cifar100-ls": {"alpha": 9.0, "beta": 72.0, "temperature": 2.0, "warmup": 20, "standardise": True},
+    }
+    search = {
+        "beta": Search(
+            low=0.5, high=80.0, log=True, source="published code: 0.5 to 8; times 9 on standardised logits"
+        ),
+        "temperature": Search(
+            low=1.0,
+            high=8.0,
+            log=True,
+            source="1 on ImageNet, 2 to 6 on CIFAR in published code",
+        ),
     }
 
     @classmethod

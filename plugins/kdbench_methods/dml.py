@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Opt, Out, Phase, Run, Search
 from kdbench_methods._golden import BY_FORMULA, fixed_run, student_logits, teacher_logits
 
 
@@ -37,6 +37,10 @@ class DML(Method):
     needs = Needs(teachers=0, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "official-code"
     presets = {"cifar100": {"networks": 2}, "imagenet": {"networks": 2}}
+    search = {
+        "kl_weight": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
+        "temperature": Search(low=1.0, high=8.0, log=True, source="arXiv:1706.00384: 1"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -24,6 +24,7 @@ from kdbench.api import (
     Out,
     Phase,
     Run,
+    Search,
     Tap,
 )
 from kdbench_methods._common import channels, full, match_size
@@ -125,6 +126,11 @@ class FEED(Method):
         "cifar100": {"beta": 200.0},
         "imagenet": {"beta": 1000.0},
         "sequential": {"variant": "sequential"},
+    }
+    search = {
+        "beta": Search(
+            low=20.0, high=2000.0, log=True, source="a decade each way of the value in arXiv:1909.10754"
+        ),
     }
     taps = {"student": (LAST,), "teacher": (LAST,)}
 

@@ -22,6 +22,7 @@ from kdbench.api import (
     Out,
     Phase,
     Run,
+    Search,
     Tap,
 )
 from kdbench_methods._common import channels, full, kl_divergence, require_categorical
@@ -130,6 +131,9 @@ class FFL(Method):
     fidelity = "official-code"
     deploys_extra = True
     presets = {"cifar100": {"ramp_epochs": 80, "temperature": 3.0, "fusion_weight_decay": 1e-5}}
+    search = {
+        "temperature": Search(low=1.0, high=20.0, log=True, source="arXiv:1904.09058: 3"),
+    }
     taps = {"student": (LAST,)}
 
     @classmethod

@@ -10,7 +10,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Opt, Out, Phase, Run, Tap
+from kdbench.api import (
+    Batch,
+    Golden,
+    Method,
+    MethodParams,
+    Needs,
+    NotApplicable,
+    Opt,
+    Out,
+    Phase,
+    Run,
+    Search,
+    Tap,
+)
 from kdbench_methods._common import channels, connector, full, match_size, stage_pairs
 
 
@@ -63,6 +76,11 @@ class FitNet(Method):
     presets = {
         "cifar100": {"stages": "joint", "hint_weight": 100.0},
         "two-phase": {"stages": "two-phase", "kd_weight": 1.0},
+    }
+    search = {
+        "hint_weight": Search(
+            low=10.0, high=1000.0, log=True, source="a decade each way of the authors' value"
+        ),
     }
 
     @classmethod

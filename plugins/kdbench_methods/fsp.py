@@ -21,6 +21,7 @@ from kdbench.api import (
     Out,
     Phase,
     Run,
+    Search,
     Tap,
 )
 from kdbench_methods._common import channels, connector, full, match_size, want_pairs
@@ -82,6 +83,9 @@ class FSP(Method):
     presets = {
         "cifar100": {"procedure": "two-phase", "weight": 1.0, "flow_share": 30 / 270},
         "joint": {"procedure": "joint", "weight": 50.0},
+    }
+    search = {
+        "weight": Search(low=0.1, high=500.0, log=True, source="the authors' 1, later code's 50"),
     }
 
     @classmethod

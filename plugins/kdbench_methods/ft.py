@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Opt, Out, Phase, Run, Search
 from kdbench_methods._common import channels, full, match_size
 from kdbench_methods._feature_tools import LAST, require_spatial
 from kdbench_methods.feed import Paraphraser, unit_l1
@@ -82,6 +82,11 @@ class FT(Method):
             "paraphrase_share": 1 / 91,
             "paraphrase_lr": 0.01,
         },
+    }
+    search = {
+        "beta": Search(
+            low=50.0, high=5000.0, log=True, source="a decade each way of the value in arXiv:1802.04977"
+        ),
     }
     taps = {"student": (LAST,), "teacher": (LAST,)}
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import kl_divergence, require_categorical, standardise
 from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits, total
 
@@ -37,6 +37,10 @@ class KD(Method):
     presets = {
         "cifar100": {"alpha": 0.9, "ce_weight": 0.1, "temperature": 4.0},
         "imagenet": {"alpha": 0.5, "ce_weight": 0.5, "temperature": 1.0},
+    }
+    search = {
+        "alpha": Search(low=0.1, high=10.0, log=True, source="mdistiller: 0.5 and 0.9; arXiv:2403.01427: 9"),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from kdbench.api import Golden, Needs
+from kdbench.api import Golden, Needs, Search
 from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, total
 from kdbench_methods.kd import KD
 
@@ -40,6 +40,10 @@ class KDLS(KD):
         "wrn_40_2-mobilenetv2": {"alpha": 9.0, "temperature": 3.0},
         "vgg13-mobilenetv2": {"alpha": 9.0, "temperature": 3.0},
         "resnet50-mobilenetv2": {"alpha": 1.0, "temperature": 3.0},
+    }
+    search = {
+        "alpha": Search(low=0.9, high=36.0, log=True, source="arXiv:2403.01427: 9 for most pairs"),
+        "temperature": Search(low=1.0, high=8.0, log=True, source="arXiv:2403.01427: 2 and 3"),
     }
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Run, Search
 from kdbench_methods._common import full, kl_divergence, require_categorical, standardise
 from kdbench_methods._golden import BY_FORMULA, student_logits, teacher_logits
 
@@ -87,6 +87,15 @@ class MLKD(Method):
         "imagenet": {"ce_weight": 0.5, "kd_weight": 0.5, "temperature": 1.0},
         "cifar100-ls": {"ce_weight": 0.1, "kd_weight": 9.0, "temperature": 2.0, "standardise": True},
         "paper": {"variant": "paper"},
+    }
+    search = {
+        "kd_weight": Search(low=0.09, high=9.0, log=True, source="a decade each way of the authors' value"),
+        "temperature": Search(
+            low=1.0,
+            high=8.0,
+            log=True,
+            source="1 on ImageNet, 2 to 6 on CIFAR in published code",
+        ),
     }
 
     @classmethod

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full, match_size
 from kdbench_methods._feature_tools import require_spatial, want_last_stages
 
@@ -46,6 +46,9 @@ class NST(Method):
     needs = Needs(reads="taps", capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"weight": 50.0}}
+    search = {
+        "weight": Search(low=5.0, high=500.0, log=True, source="a decade each way of the authors' value"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Out, Run, Tap
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, NotApplicable, Out, Run, Search, Tap
 from kdbench_methods._common import channels, full, require_categorical
 
 
@@ -91,6 +91,10 @@ class OFA(Method):
     needs = Needs(min_batch=2, capabilities=frozenset({"distillable", "features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"eps": 1.0}, "imagenet": {"eps": 1.5}}
+    search = {
+        "eps": Search(low=0.8, high=2.0, source="our choice around the default"),
+        "weight": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

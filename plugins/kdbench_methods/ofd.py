@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Phase, Run, Tap
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Phase, Run, Search, Tap
 from kdbench_methods._common import channels, connector, full, match_size, want_pairs
 
 
@@ -102,6 +102,9 @@ class OFD(Method):
         "imagenet": {"alpha": 1e-4},
         "resnet56-resnet20": {"alpha": 1e-4},
         "mobilenetv2": {"alpha": 1e-5},
+    }
+    search = {
+        "alpha": Search(low=1e-05, high=0.01, log=True, source="official code: 1e-5 to 1e-3"),
     }
 
     @classmethod

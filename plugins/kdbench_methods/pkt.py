@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import pooled, require_pooled
 
@@ -43,6 +43,11 @@ class PKT(Method):
     needs = Needs(reads="pooled", min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"weight": 30000.0}}
+    search = {
+        "weight": Search(
+            low=3000.0, high=300000.0, log=True, source="a decade each way of the authors' value"
+        ),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -21,6 +21,7 @@ from kdbench.api import (
     Out,
     Phase,
     Run,
+    Search,
 )
 from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, total
 
@@ -96,6 +97,10 @@ class RCO(Method):
     needs = Needs(route=4, capabilities=frozenset({"distillable", "supervised"}))
     fidelity = "reconstruction"
     presets = {"greedy": {"strategy": "greedy"}}
+    search = {
+        "kd_weight": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import channels, full, stage_pairs
 from kdbench_methods._feature_tools import pool_to, pooled
 
@@ -109,6 +109,9 @@ class ReviewKD(Method):
             "student_pre": True,
             "mid_channels": 256,
         },
+    }
+    search = {
+        "weight": Search(low=0.1, high=20.0, log=True, source="arXiv:2104.09044 and its code: 0.6 to 8"),
     }
 
     @classmethod

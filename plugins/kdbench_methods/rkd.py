@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import pooled, require_pooled
 
@@ -67,6 +67,14 @@ class RKD(Method):
     needs = Needs(reads="pooled", min_batch=3, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"distance_weight": 25.0, "angle_weight": 50.0}}
+    search = {
+        "distance_weight": Search(
+            low=2.5, high=250.0, log=True, source="arXiv:1904.05068: 25 and 50 for the two weights"
+        ),
+        "angle_weight": Search(
+            low=5.0, high=500.0, log=True, source="arXiv:1904.05068: 25 and 50 for the two weights"
+        ),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

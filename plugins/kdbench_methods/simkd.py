@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import channels, full, match_size, require_categorical
 from kdbench_methods._feature_tools import LAST, pooled, teacher_head
 from kdbench_methods._trunk import on, unused_modules, without
@@ -80,6 +80,9 @@ class SimKD(Method):
     fidelity = "official-code"
     deploys_extra = True
     presets = {"cifar100": {"weight": 1.0, "factor": 2}, "imagenet": {"weight": 1.0, "factor": 2}}
+    search = {
+        "weight": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
+    }
     taps = {"student": (LAST,)}
 
     @classmethod

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full
 from kdbench_methods._feature_tools import want_last_stages
 
@@ -47,6 +47,11 @@ class SP(Method):
     needs = Needs(reads="taps", min_batch=2, capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"gamma": 3000.0}}
+    search = {
+        "gamma": Search(
+            low=300.0, high=30000.0, log=True, source="a decade each way of the value in arXiv:1907.09682"
+        ),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import channels, connector, full, require_categorical
 from kdbench_methods._feature_tools import LAST, pooled, teacher_head
 
@@ -46,6 +46,10 @@ class SRRL(Method):
     needs = Needs(min_batch=2, capabilities=frozenset({"distillable", "features", "supervised"}))
     fidelity = "official-code"
     presets = {"imagenet": {"alpha": 1.0, "beta": 1.0}}
+    search = {
+        "alpha": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
+        "beta": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
+    }
     taps = {"student": (LAST,)}
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Opt, Out, Phase, Run, Search
 from kdbench_methods._golden import BY_FORMULA, fixed_batch, fixed_run
 
 
@@ -46,6 +46,10 @@ class TAKD(Method):
         "imagenet": {"kd_weight": 0.5, "temperature": 1.0},
         "one-teacher": {"assistant": "student"},
         "full-length": {"assistant_share": 1.0, "student_share": 1.0},
+    }
+    search = {
+        "kd_weight": Search(low=0.05, high=0.99, source="our choice around the default"),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Opt, Out, Phase, Run
+from kdbench.api import Batch, Golden, Handle, Method, MethodParams, Needs, Opt, Out, Phase, Run, Search
 from kdbench_methods._common import full, require_categorical
 from kdbench_methods._golden import BY_FORMULA, labels, student_logits
 
@@ -73,6 +73,10 @@ class TfKD(Method):
             "reg_multiplier": 100.0,
         },
         "reg": {"variant": "reg"},
+    }
+    search = {
+        "alpha": Search(low=0.1, high=0.99, source="our choice around the default"),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
 
     @classmethod

@@ -9,7 +9,7 @@ import torch
 from timm.task import FeatureDistillationTask
 from torch import nn
 
-from kdbench.api import Golden, Needs, NotApplicable, Out, Run
+from kdbench.api import Golden, Needs, NotApplicable, Out, Run, Search
 from kdbench_methods._golden import TASK_LOSS, stepped, student_logits, teacher_logits
 from kdbench_methods._timm import TimmTask
 
@@ -23,6 +23,9 @@ class TimmFeature(TimmTask):
 
     needs = Needs(reads="pooled", capabilities=frozenset({"features", "supervised"}))
     presets = {"timm-docs": {"task_loss_weight": 1.0, "distill_loss_weight": 5.0}}
+    search = {
+        "distill_loss_weight": Search(low=0.1, high=10.0, log=True, source="a decade each way of 1"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from timm.task import LogitDistillationTask
 from torch import nn
 
-from kdbench.api import Golden, Needs
+from kdbench.api import Golden, Needs, Search
 from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, stepped
 from kdbench_methods._timm import TimmParams, TimmTask
 
@@ -27,6 +27,10 @@ class TimmLogit(TimmTask):
 
     needs = Needs(reads="logits", capabilities=frozenset({"distillable", "supervised"}))
     presets = {"timm-docs": {"task_loss_weight": 0.3, "temperature": 4.0}}
+    search = {
+        "distill_loss_weight": Search(low=0.1, high=10.0, log=True, source="as for kd"),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

@@ -9,7 +9,7 @@ from pydantic import Field
 from timm.task import TokenDistillationTask
 from torch import nn
 
-from kdbench.api import Golden, Needs, NotApplicable, Out, Run
+from kdbench.api import Golden, Needs, NotApplicable, Out, Run, Search
 from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, stepped, student_logits
 from kdbench_methods._timm import TimmParams, TimmTask, TokenPort
 
@@ -31,6 +31,10 @@ class TimmToken(TimmTask):
     presets = {
         "timm-docs": {"task_loss_weight": 0.5, "distill_type": "soft", "temperature": 3.0},
         "timm-docs-hard": {"task_loss_weight": 0.5, "distill_type": "hard"},
+    }
+    search = {
+        "distill_loss_weight": Search(low=0.1, high=10.0, log=True, source="as for kd"),
+        "temperature": Search(low=1.0, high=20.0, log=True, source="our choice around the default"),
     }
     port = TokenPort
     distillation_loss = "distill_loss"

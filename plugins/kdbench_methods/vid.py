@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import channels, full, match_size
 from kdbench_methods._feature_tools import want_last_stages
 
@@ -69,6 +69,9 @@ class VID(Method):
     needs = Needs(reads="taps", capabilities=frozenset({"features", "supervised"}))
     fidelity = "reconstruction"
     presets = {"cifar100": {"weight": 1.0}}
+    search = {
+        "weight": Search(low=0.1, high=10.0, log=True, source="a decade each way of the authors' value"),
+    }
 
     @classmethod
     def golden(cls) -> Sequence[Golden]:

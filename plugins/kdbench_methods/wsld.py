@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run
+from kdbench.api import Batch, Golden, Method, MethodParams, Needs, Out, Run, Search
 from kdbench_methods._common import full, require_categorical
 from kdbench_methods._golden import BY_FORMULA, TASK_LOSS, labels, student_logits, teacher_logits, total
 
@@ -56,6 +56,17 @@ class WSLD(Method):
     presets = {
         "cifar100": {"alpha": 2.5, "temperature": 2.0},
         "imagenet": {"alpha": 2.5, "temperature": 2.0},
+    }
+    search = {
+        "alpha": Search(
+            low=0.25, high=25.0, log=True, source="a decade each way of the value in arXiv:2102.00650"
+        ),
+        "temperature": Search(
+            low=1.0,
+            high=8.0,
+            log=True,
+            source="1 on ImageNet, 2 to 6 on CIFAR in published code",
+        ),
     }
 
     @classmethod

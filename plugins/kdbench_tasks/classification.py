@@ -74,17 +74,29 @@ class Classification(Task):
         Raises:
             DataError: when the split has no images or no labels.
         """
+        return self._sums(net, split, data).read()
+
+    def evaluate_classes(
+        self, net: nn.Module, split: Iterable[Batch], data: TaskData
+    ) -> tuple[dict[str, float], Tensor | None]:
+        """What :meth:`evaluate` returns and raises, and the confusion counts (K, K), true class by answer."""
+        sums = self._sums(net, split, data, by_class=True)
+        return sums.read(), sums.confusion
+
+    def _sums(
+        self, net: nn.Module, split: Iterable[Batch], data: TaskData, *, by_class: bool = False
+    ) -> ClassificationSums:
         sums: ClassificationSums | None = None
         with evaluating(net):
             for batch in split:
                 if batch.y is None:
                     raise DataError(f"{data.info.name}: evaluation needs labels, the split has none")
                 if sums is None:
-                    sums = ClassificationSums(data.info.num_classes, batch.y.device)
+                    sums = ClassificationSums(data.info.num_classes, batch.y.device, by_class=by_class)
                 sums.add(net(batch.x), batch.y)
         if sums is None:
             raise DataError(f"{data.info.name}: evaluation of a split without images")
-        return sums.read()
+        return sums
 
     def throughput(self, data: TaskData, device: object) -> Throughput:
         """Images of random pixels, normalised as the data set's are."""

@@ -18,9 +18,13 @@ class ClassificationSums:
     Args:
         num_classes: K; top-5 becomes top-K where K is below 5.
         device: where the sums live, in float64 (float32 where the device has no float64).
+        by_class: whether to count answers by class, too.
+
+    Attributes:
+        confusion: images of each class (row) by answer (column), (K, K) int64; None unless `by_class`.
     """
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, device: torch.device, *, by_class: bool = False) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._k = min(5, num_classes)
         #: top-1 hits, top-5 hits, sum of negative log-likelihoods
@@ -29,12 +33,16 @@ class ClassificationSums:
         self._bins = torch.zeros(3, ECE_BINS, dtype=dtype, device=device)
         self._numbers = torch.arange(ECE_BINS, device=device)
         self._count = 0
+        self.confusion: Tensor | None = None
+        if by_class:
+            self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def add(self, logits: Tensor, y: Tensor) -> None:
         """Add a batch: `logits` (B, K), labels `y` (B,) int64."""
         logits = logits.float()
         dtype = self._sums.dtype
-        top = logits.topk(self._k, dim=1).indices == y[:, None]
+        answers = logits.topk(self._k, dim=1).indices
+        top = answers == y[:, None]
         hit = top[:, 0].to(dtype)
         log_p = F.log_softmax(logits.to(dtype), dim=1)
         nll = -log_p.gather(1, y[:, None])
@@ -46,6 +54,9 @@ class ClassificationSums:
         member = (number[:, None] == self._numbers).to(dtype)
         self._bins += torch.stack([torch.ones_like(confidence), confidence, hit]) @ member
         self._count += len(y)
+        if self.confusion is not None:
+            cell = y * len(self.confusion) + answers[:, 0]
+            self.confusion += cell.bincount(minlength=self.confusion.numel()).view_as(self.confusion)
 
     def read(self) -> dict[str, float]:
         """Return ``top1``, ``top5``, ``ece`` in percent and ``nll`` in nats.

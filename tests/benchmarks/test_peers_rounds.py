@@ -110,7 +110,8 @@ def test_command_writes_the_figures(order, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--harness", "kdbench,timmm"], "no 'timmm'; there are kdbench"),
+        (["--harness", "kdbench,timmm"], "no 'timmm' (did you mean 'timm'?); there are kdbench"),
+        (["--pairs", "cifr"], "no 'cifr' (did you mean 'cifar'?); there are"),
         (["--pairs", "wrn"], "no 'wrn'; there are resnet10t->test_resnet"),
         (
             ["--images", "127"],

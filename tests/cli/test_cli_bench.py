@@ -34,6 +34,8 @@ def test_keep_and_compare(kdbench, suite, tmp_path):
     path = suite()
     done = kdbench("bench", path, "--save", "base", "--store", "kept", "-k", "own")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"kept as {tmp_path.joinpath('kept', 'base.json').relative_to(tmp_path)}" in done.stdout
+    assert "results.json" not in done.stdout + done.stderr  # a temporary file, which is gone
     content = json.loads((tmp_path / "kept" / "base.json").read_text())
     assert [b["name"] for b in content["benchmarks"]] == ["test_own"]
     assert content["kdbench"]["torch"]

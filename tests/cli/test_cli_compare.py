@@ -47,6 +47,10 @@ def test_a_regression_gives_code_1_unless_tolerated(kdbench, a, tmp_path):
     assert kdbench("compare", b, a).returncode == 0
 
 
+def test_the_help_says_which_cells_count(kdbench):
+    assert "a cell that is done in A and failed in B" in " ".join(kdbench("compare", "--help").stdout.split())
+
+
 def test_a_cell_that_broke_gives_code_1(kdbench, a, tmp_path):
     b = run_folder(tmp_path / "b", status="failed")
     done = kdbench("compare", a, b, "--tolerance", 99, "--ignore-speed")
@@ -85,7 +89,10 @@ def test_bad_input_is_told_in_one_line(kdbench, a, tmp_path):
     line = error_line(kdbench("compare", "d.csv", "x.json"))
     assert line == "d.csv: not a speed sheet of `kdbench throughput` (expected the .json file of --out)"
     assert "expected two folders, or two files" in error_line(kdbench("compare", a, tmp_path / "x.json"))
-    assert "not a speed sheet" in error_line(kdbench("compare", tmp_path / "x.json", tmp_path / "x.json"))
+    for text in ("{}", '{"seeds": 3}', "[]"):
+        (tmp_path / "x.json").write_text(text)
+        line = error_line(kdbench("compare", tmp_path / "x.json", tmp_path / "x.json"))
+        assert line.endswith("not a speed sheet of `kdbench throughput` (expected the .json file of --out)")
     other = write_run(tmp_path / "o", [make_record(dataset="other")])
     line = error_line(kdbench("compare", a, other))
     assert "have nothing in common; A has digits" in line

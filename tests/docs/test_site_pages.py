@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -122,8 +122,9 @@ def test_nothing_that_a_plug_in_writes_gets_out_of_its_place():
 
     entry = MethodEntry(name=NASTY, target="x:Evil", summary=NASTY, paper=NASTY, tags=(NASTY,))
     item = SimpleNamespace(name="evil", entry=entry, version="1", load=lambda: Evil)
-    row = dict.fromkeys(published.published_rows()[0], NASTY)
-    page = methods.method_page(item, [], [{**row, "method": "evil", "verified": "file"}])
+    texts = {field.name: NASTY for field in fields(published.Entry)}
+    row = published.Entry(**{**texts, "method": "evil", "verified": True})
+    page = methods.method_page(item, [], [row])
     made = html(page)
     tags = set(re.findall(r"</?([a-zA-Z]+\d?)", made))
     assert not tags & {"script", "b", "i", "u", "em"}
@@ -189,13 +190,13 @@ def test_another_method_is_not_taken_for_kd(name):
 
 def test_every_published_row_stands_on_one_page_or_none(items):
     for row in published.published_rows():
-        assert sum(published.is_of(row["method"], name) for name in items) <= 1
+        assert sum(published.is_of(row.method, name) for name in items) <= 1
 
 
 def test_a_published_row_is_on_the_page_as_it_is_in_the_file(pages):
     page = pages["methods/crd.md"]
-    row = next(r for r in published.published_rows() if r["method"] == "CRD" and r["student"] == "resnet8x4")
-    cells = [row["dataset"], f"{row['teacher']} ({row['teacher_top1']})", row["top1"]]
+    row = next(r for r in published.published_rows() if r.method == "CRD" and r.student == "resnet8x4")
+    cells = [row.dataset, f"{row.teacher} ({row.teacher_top1})", str(row.top1)]
     assert any(all(markup.escape(c) in line for c in cells) for line in page.splitlines())
 
 
@@ -217,7 +218,7 @@ def test_measured_values_have_the_difference_to_the_student_alone():
     )
     line = measured.measured_table("kd", [found], "../").splitlines()[-1]
     assert [c.strip() for c in line.strip("|").split("|")][3:] == [
-        *("3/3", "61.25\u00a0±\u00a00.50", "+1.25", "[mine](../leaderboards/mine/index.html)")
+        *("3/3", "61.25\u00a0±\u00a00.50", "+1.25", "[mine](../leaderboards/boards/mine/index.html)")
     ]
 
 
@@ -239,7 +240,9 @@ def test_measured_values_are_those_of_the_committed_boards(pages):
     rows = [r for r in boards["quickstart"].rows if r["method"] == "dkd" and r["role"] == "student"]
     (row,) = rows
     shown = f"{float(row['last_top1_mean']):.2f}\u00a0±\u00a0{float(row['last_top1_sd']):.2f}"
-    line = next(line for line in pages["methods/dkd.md"].splitlines() if "leaderboards/quickstart" in line)
+    line = next(
+        line for line in pages["methods/dkd.md"].splitlines() if "leaderboards/boards/quickstart" in line
+    )
     assert shown in line
 
 
@@ -261,7 +264,7 @@ def test_the_cli_page_has_defaults_in_their_own_column(pages):
     assert "[default" not in seen(page)
     device = f"| {markup.code('--device auto|cpu|cuda')}"
     lines = [line for line in page.splitlines() if line.startswith(device)]
-    assert len(lines) == 3, "run-matrix, prepare and throughput"
+    assert len(lines) == 5, "run-matrix, reproduce, tune, prepare and throughput"
     assert all(line.endswith(f"| {markup.code('auto')} |") for line in lines)
 
 
@@ -275,7 +278,7 @@ def test_the_cli_page_has_every_variable_that_the_code_reads():
     ("link", "becomes"),
     [
         ("[`a`](../../plugins/template)", "`a`"),
-        ("[b](../../leaderboards/quickstart/README.md)", "[b](../leaderboards/quickstart/index.html)"),
+        ("[b](../../leaderboards/quickstart/README.md)", "[b](../leaderboards/boards/quickstart/index.html)"),
         ("[c](../reference/hooks.md#needs)", "[c](../reference/hooks.md#needs)"),
         ("[d](https://example.org)", "[d](https://example.org)"),
         ("[e](#here)", "[e](#here)"),

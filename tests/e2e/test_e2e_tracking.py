@@ -2,9 +2,11 @@
 
 import json
 import socket
+from collections import Counter
 
 import pytest
 from commands import done_files, records
+from stores import contents
 
 pytestmark = pytest.mark.e2e
 
@@ -62,9 +64,25 @@ def test_wrong_tracking_uri(kdbench, tiny_matrix):
     assert len(done_files(kdbench.cwd / "runs" / "typo")) == 2
 
 
-def test_default_store(kdbench, tiny_matrix):
-    done = kdbench.run(tiny_matrix("plain"), "--sink", "mlflow")
+def test_the_default_store_says_what_an_empty_one_says_after_sync(kdbench, tiny_matrix):
+    done = kdbench.run(tiny_matrix("plain", methods=["vanilla", "kd"]), "--sink", "mlflow")
     assert done.returncode == 0, done.stderr
-    assert (kdbench.cwd / "mlflow.db").exists()
+    live = f"sqlite:///{kdbench.cwd / 'mlflow.db'}"
     sync = kdbench("sync", "plain")
-    assert "0 written, 2 unchanged, 0 failed" in sync.stdout
+    assert "0 written, 3 unchanged, 0 failed" in sync.stdout
+
+    said = contents(live, "plain")
+    kinds = Counter(kind for kind, _ in said)
+    assert kinds == {"cell": 3, "summary": 3, "matrix": 1}
+    (matrix,) = (run for (kind, _), run in said.items() if kind == "matrix")
+    assert "system/cpu_utilization_percentage" in matrix["metrics"]
+    (kd,) = (run for (kind, _), run in said.items() if kind == "cell" and run["params"]["method"] == "kd")
+    assert set(kd["artifacts"]) == {
+        "confusion.csv", "curves.csv", "curves.jsonl", "per_class.csv", "result.json"
+    }  # fmt: skip
+    assert kd["inputs"]
+
+    empty = f"sqlite:///{kdbench.cwd / 'empty.db'}"
+    sync = kdbench("sync", "plain", "--tracking-uri", empty)
+    assert "3 written, 0 unchanged, 0 failed" in sync.stdout
+    assert contents(empty, "plain") == said

@@ -19,6 +19,7 @@ from kdbench.errors import KdbenchError
 from kdbench.launch.plan import Plan, PlannedCell, Planner
 from kdbench.matrix import load_matrix
 from kdbench.registry import Registry
+from kdbench.results.confusion import by_class, read_confusion
 from kdbench.results.schema import Record
 from kdbench.results.store import RunFolder, atomic_write_bytes, parse_record
 
@@ -170,12 +171,25 @@ def test_files_that_remain(kd: tuple[Record, Path]) -> None:
     record, folder = kd
     assert sorted(p.name for p in folder.iterdir()) == [
         "cell.json",
+        "confusion.csv",
         "curves.jsonl",
         "model.safetensors",
         "result.json",
     ]
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert digest == record.weights_sha256
+
+
+def test_answers_by_class_are_those_of_the_ranked_accuracy(kd: tuple[Record, Path]) -> None:
+    record, folder = kd
+    found = read_confusion(folder)
+    assert found is not None
+    names, counts = found
+    assert names == list("0123456789")
+    classes = by_class(names, counts)
+    assert sum(c.images for c in classes) == sum(c.answered for c in classes) == 40
+    correct = sum(c.correct for c in classes)
+    assert 100 * correct / 40 == pytest.approx(record.deployables["student"].last["top1"])
 
 
 def copy_of(plan: Plan, method: str, to: Path) -> Path:
@@ -247,8 +261,11 @@ def test_a_cell_killed_before_its_record_keeps_what_was_trained(
         patch.setattr(CellTrainer, "_record", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             CellTrainer(folder, registry).run()
+        kept = (folder / "confusion.csv").read_bytes()
     record = CellTrainer(folder, registry).run()
     assert record.weights_sha256 == records[cell_of(plan, "kd").id].weights_sha256
+    assert (folder / "confusion.csv").read_bytes() == kept
+    assert kept == (cell_of(plan, "kd").folder / "confusion.csv").read_bytes()
 
 
 def test_done_cell_that_runs_again_keeps_its_record(

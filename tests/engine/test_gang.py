@@ -148,6 +148,7 @@ def test_batches_and_forwards_are_shared(world: World, company: Company, forward
     for name in ("dkd", "fitnet", "odd:none"):
         assert company.cost(name)["shared_s"] > 0
     assert company.cost("kd")["peak_memory_mb"] is None
+    assert [company.cost(name)["gang"] for name in ("kd", "dkd", "vanilla")] == [5, 5, 5]
 
 
 def test_teachers_by_batch_statistics_are_shared_among_their_like(

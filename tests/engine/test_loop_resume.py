@@ -232,3 +232,16 @@ def test_pack_copies() -> None:
     tensors, skeleton = pack({"x": x})
     x += 1
     assert unpack(tensors, skeleton)["x"].tolist() == [0, 0]
+
+
+def test_a_bit_that_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(
+        path, {"weights": torch.ones(100), "half": torch.ones(3, dtype=torch.bfloat16), "none": torch.ones(0)}
+    )
+    assert load_state(path)["weights"].sum() == 100
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(KdbenchError, match="not as they were written"):
+        load_state(path)

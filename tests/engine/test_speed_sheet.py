@@ -12,6 +12,7 @@ from kdbench.engine.speed.sheet import measure_speed, warnings_of
 from kdbench.measure.rounds import warm_up
 from kdbench.registry import Registry
 from kdbench.results.speed import SpeedSettings
+from kdbench.results.speed_row import SpeedRow, median_drift
 
 CPU = torch.device("cpu")
 
@@ -142,7 +143,10 @@ def test_what_fails_is_a_row_with_its_reason(registry):
     by = {(r.model, r.batch_size if not r.found_by else "auto"): r for r in sheet.rows}
     alone = by["timm:test_resnet", 1]
     assert alone.status == "failed"
-    assert "more than 1 value per channel" in alone.message
+    assert alone.message == (
+        "ValueError: BatchNorm has one value per channel to train on (batch size 1, image size 16): "
+        "take batch size 2 or more"
+    )
     assert alone.images_per_s is None
     found = by["timm:test_resnet", "auto"]
     assert found.status == "done"
@@ -162,6 +166,12 @@ def test_out_of_memory_is_a_row(registry, monkeypatch):
     monkeypatch.setattr(sheets, "warm_up", starve)
     (row,) = measure_speed(registry, settings()).rows
     assert (row.status, row.batch_size, row.images_per_s) == ("oom", 2, None)
+
+
+def test_the_drift_of_a_sheet_is_that_of_its_rows_whichever_way():
+    rows = [SpeedRow(model="m", mode="infer", precision="fp32", drift_percent=d) for d in (-52.0, 3.0, 50.0)]
+    assert median_drift(rows) == 50.0
+    assert median_drift([rows[0].model_copy(update={"drift_percent": None})]) is None
 
 
 @pytest.mark.parametrize(("drift", "warned"), [(4.9, False), (-5.1, True), (5.1, True), (None, False)])

@@ -129,6 +129,9 @@ def test_record_says_what_came_from_where(cells: Cells) -> None:
     assert first.fill_s is not None
     assert first.fill_s > 0
     assert second.fill_s == 0
+    (about,) = tables_folder().glob("*/about.json")  # what a plan compares
+    facts = json.loads(json.dumps(cells.files["kd", "fp16", 1][0].table_facts(0)))
+    assert json.loads(about.read_text()) == facts
     steps = 4 * 5
     assert (second.cached_forwards, second.online_forwards) == (steps, 0)
     mixed = cells.run("mlkd", "fp16").cost

@@ -38,6 +38,18 @@ def test_nothing_known() -> None:
     assert forecast.left("x", 3.0) is None
 
 
+def test_epochs_before_this_run_are_neither_done_again_nor_forgotten() -> None:
+    forecast = Forecast({"x": BASE, "y": BASE}, begun={"x": [row(2.0)] * 7})
+    assert forecast.knows
+    assert (forecast.cost("x"), forecast.cost("y")) == (pytest.approx(6.0), pytest.approx(20.0))
+    assert forecast.left("x", 1.0) == pytest.approx(5.0)
+    forecast.lost("x")  # as when it starts
+    forecast.epoch("x", row(2.0))
+    assert forecast.left("x", 3.0) == pytest.approx(4.0)
+    forecast.ended("x", record(20.0))
+    assert forecast.cost("x") == pytest.approx(21.0)
+
+
 def test_another_seed_of_the_same_cell() -> None:
     assert seconds(BASE, seen(BASE, 20.0)) == pytest.approx(21.0)  # with setup and checkpoints
     assert seconds(replace(BASE, epochs=30), seen(BASE, 20.0)) == pytest.approx(61.0)

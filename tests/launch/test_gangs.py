@@ -197,7 +197,7 @@ def test_cells_that_compile_are_told(matrix: Matrix) -> None:
     assert compiled(list(matrix.cells.values())) == line
 
 
-def lone(folder: str, connection: Any, environment: Mapping[str, str]) -> None:
+def lone(folder: str, connection: Any, environment: Mapping[str, str], life: Any = None) -> None:
     """Stand in for the worker of one cell: note that it ran, and do as the folder's ``alone`` says."""
     os.setsid()
     where = Path(folder)
@@ -207,7 +207,7 @@ def lone(folder: str, connection: Any, environment: Mapping[str, str]) -> None:
     os._exit({"done": 0, "crash": 9}[word])
 
 
-def company(folders: list[str], connection: Any, environment: Mapping[str, str]) -> None:
+def company(folders: list[str], connection: Any, environment: Mapping[str, str], life: Any = None) -> None:
     """Stand in for the worker of a gang: do as the first folder's ``act`` says."""
     os.setsid()
     names = [os.path.basename(f) for f in folders]

@@ -78,6 +78,22 @@ def test_records_of_another_device_do_not_count(tmp_path: Path, registry: Regist
     assert forecast_of(found).knows
 
 
+def test_epochs_before_a_checkpoint_count(tmp_path: Path, registry: Registry) -> None:
+    cell = kd(plan(tmp_path, registry, recipe={**RECIPE, "epochs": 4}), 0)
+    cell.folder.mkdir(parents=True)
+    cell.change(device="cpu")
+    (cell.folder / "cell.json").write_text(cell.file.model_dump_json())
+    (cell.folder / "checkpoint.safetensors").write_bytes(b"state")
+    rows = [{"epoch": e, "train_s": 3.0, "eval_s": 1.0} for e in (1, 1, 2, 3)]
+    (cell.folder / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = plan(tmp_path, registry, recipe={**RECIPE, "epochs": 4})
+    assert kd(found, 0).status == "interrupted"
+    forecast = forecast_of(found, "cpu")
+    assert forecast.cost(cell.id) == pytest.approx(4.0)
+    assert forecast.cost(kd(found, 1).id) == pytest.approx(16.0)
+    assert not forecast_of(found, "cuda").knows
+
+
 def test_broken_neighbours_are_passed_over(tmp_path: Path, registry: Registry) -> None:
     first = plan(tmp_path, registry)
     put(kd(first, 0), 3.0)

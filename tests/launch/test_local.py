@@ -15,7 +15,7 @@ from kdbench.launch import local
 from kdbench.launch.local import LocalLauncher
 
 
-def act(folder, connection, environment):
+def act(folder, connection, environment, life=None):
     """Stand in for `kdbench.launch.worker.child`: do what the folder's ``act`` file says."""
     os.setsid()
     faulthandler.disable()  # the segfault is meant

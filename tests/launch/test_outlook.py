@@ -55,6 +55,14 @@ def test_unknown_before_the_first_epoch() -> None:
     assert left == pytest.approx(18.0 + 3 * 10.0)
 
 
+def test_nothing_is_left_of_cells_that_train_nothing() -> None:
+    run = Run()
+    for cell in SIZES:
+        assert run.outlook.left() is None
+        left = run.see("finished", cell, 1.0, {"status": "done", "cost": None})
+    assert left == 0.0
+
+
 def test_the_time_left_shrinks_between_events_and_with_the_cells() -> None:
     run = Run(workers=2)
     run.see("started", "teacher", 0.0)

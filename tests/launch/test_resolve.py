@@ -114,7 +114,7 @@ def test_questions_are_shared_out_and_answered_in_order(resolver, monkeypatch):
     assert [a["params"]["temperature"] for a in answers] == list(range(1, 9))
 
 
-def die(connection, disable, questions):
+def die(connection, disable, questions, life=None):
     import os
 
     os._exit(5)

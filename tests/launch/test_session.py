@@ -10,6 +10,7 @@ from matrices import write_matrix
 from kdbench.errors import KdbenchError
 from kdbench.launch.local import LocalLauncher
 from kdbench.launch.plan import Planner
+from kdbench.launch.planned import costs
 from kdbench.launch.progress import PlainProgress
 from kdbench.launch.session import Options, Session
 from kdbench.matrix import load_matrix
@@ -176,6 +177,19 @@ def test_shares_of_the_machine_reach_the_cells(plan, session, capsys, monkeypatc
     assert "2 worker(s) with 4 thread(s) each are more than the 6 core(s)" in capsys.readouterr().err
 
 
+def test_what_does_not_go_with_the_machine_is_told_by_plan_and_run(session, capsys, monkeypatch):
+    monkeypatch.setattr("kdbench.launch.session.cores", lambda: 2)
+    made = session(workers=2, threads=2, slots_per_gpu=3)
+    warnings = [line for line in made.sharing() if line.startswith("warning: ")]
+    assert [line[:43] for line in warnings] == [
+        "warning: 2 worker(s) with 2 thread(s) each ",
+        "warning: --slots-per-gpu changes nothing: c",
+    ]
+    made.run()
+    assert [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")] == warnings
+    assert not [line for line in session(workers=2).sharing() if "warning" in line]
+
+
 def written(cell):
     return json.loads((cell.folder / "cell.json").read_text())
 
@@ -188,6 +202,18 @@ def test_time_left_is_told_once_a_cell_is_done(plan, session, capsys):
     assert len(lines) == 4
     assert all(re.search(r"left \d+:\d\d\)$", line) for line in lines)
     assert lines[-1].endswith("(4/4, left 0:00)")
+
+
+def test_the_plan_and_the_run_expect_the_same(plan, session, capsys):
+    """Also of cells that share: the time is that of gangs, before they are launched."""
+    put(plan.cells[1], "done")
+    record = json.loads((plan.cells[1].folder / "result.json").read_text())
+    plan.cells[1].status, plan.cells[1].seen = "done", {**costs(record), "device": "cpu"}
+    alone = session(workers=1, gang="off").expected()
+    expected = session(workers=1).expected()
+    assert expected != alone
+    session(workers=1).run()
+    assert [line for line in capsys.readouterr().err.splitlines() if "expected" in line] == [expected]
 
 
 def test_cells_that_are_cut_are_no_progress(plan, session, capsys, monkeypatch):
@@ -222,6 +248,12 @@ def test_the_plan_is_told_before_the_sinks_are_opened(session, monkeypatch, caps
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "m: 4 cell(s) to run, 0 finished before"
     assert lines[-1] == "2 of 4 cells share batches and teacher, in 1 gang"
+
+
+def test_cells_that_run_again_are_told_as_done_before(plan, session, capsys):
+    plan.cells[1].status = plan.cells[2].status = "done"
+    session(rerun="all").run()
+    assert capsys.readouterr().err.splitlines()[0] == "m: 4 cell(s) to run, 2 of them done before"
 
 
 def test_a_line_is_told_once(session, capsys):

@@ -1,5 +1,6 @@
 """What the plan says of teachers: which cells read a table, which do not and why, sizes, advice."""
 
+import json
 import shutil
 
 import pytest
@@ -64,7 +65,14 @@ def test_a_table_that_may_be_there_is_told(make_plan, tmp_path, monkeypatch):
         tables = Tables(folder, {"logits": Shape(images, 81, width, "fp16")}, torch.device("cpu"))
         with tables.alone():
             tables.fill(lambda a, b: [torch.zeros((b - a) * 81, width)], lambda n: None, lambda: None)
-        assert ("one of this shape is there already" in lines(plan)[0]) is told
+        assert ("one like it is there already" in lines(plan)[0]) is told
+    assert lines(plan)[0].endswith("nothing is filled; if not, recipe.teacher_cache: off takes less")
+    facts = next(c for c in plan.cells if c.file.teachers).file.table_facts(0)
+    for other, told in (({}, True), ({"precision": "bf16"}, False), ({"weights": ["cell", "f"]}, False)):
+        (folder / "about.json").write_text(json.dumps(facts | other))
+        assert ("is there already" in lines(plan)[0]) is told
+        assert lines(plan)[0].endswith("recipe.teacher_cache: off takes less")
+    (folder / "about.json").unlink()
     (folder / "logits.json").write_text("{")
     assert "there already" not in lines(plan)[0]
 
@@ -124,11 +132,23 @@ def test_what_others_run_does_not_decide(make_plan):
 
 
 def test_hint_where_a_table_would_save_much(make_plan):
-    hints = [x for x in lines(make_plan(recipe={**RECIPE, "epochs": 240}, seeds=40)) if x.startswith("hint")]
-    assert len(hints) == 1
-    assert "would take 9,315 teacher forwards in place of 1,104,000 for 40 cell(s), and 186 kB" in hints[0]
-    few = lines(make_plan(recipe={**RECIPE, "epochs": 240}, seeds=30))
-    assert not [x for x in few if x.startswith("hint")]
+    def hints(**kw):
+        return [x for x in lines(make_plan(recipe={**RECIPE, "epochs": 240}, **kw)) if x.startswith("hint")]
+
+    (hint,) = hints(seeds=3)
+    assert "would take 9,315 teacher forwards in place of 82,800 for 3 cell(s), and 186 kB" in hint
+    assert not hints(seeds=2)  # 45,885 fewer
+    assert not hints(seeds=3, methods=["at"])
+
+
+def test_methods_that_could_read_no_table_are_listed_apart(make_plan):
+    plan = make_plan(methods=["kd", "at", "sp", "dfad", "dkd"])
+    assert lines(plan) == [
+        "teacher online in 2 cell(s) (kd, dkd): recipe.teacher_cache is off",
+        "teacher online in 2 cell(s) (at, sp): no table could serve them: their methods do not declare that "
+        "logits or pooled features are enough",
+        "teacher online in 1 cell(s) (dfad): no table could serve them: they read no training images",
+    ]
 
 
 def test_disk_that_is_too_small_is_told(make_plan, monkeypatch):

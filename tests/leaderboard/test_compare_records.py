@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from factories import make_record, make_speed_record, make_speed_row
 
-from kdbench.cli.compare import record_regressions
+from kdbench.cli.compare import _ratio, record_regressions
 from kdbench.leaderboard.compare import compare_records, why_apart
 from kdbench.results.schema import Record
 
@@ -61,6 +61,49 @@ def test_speed_is_a_ratio_of_training_throughput():
     assert [r for r in record_regressions(found, 9.0, 0.05) if "train -" in r]
     assert record_regressions(found, 9.0, 0.3) == []
     assert record_regressions(found, 9.0, None) == []
+
+
+def test_two_seeds_are_too_few_for_speed():
+    found = compare_records(records(seeds=2), records(seeds=2, ratio=0.1))
+    speed = only(found).speeds["train"]
+    assert (speed.n, speed.low, speed.significant) == (2, None, False)
+    assert _ratio(speed).endswith(" n/a (2 seeds)")
+    assert record_regressions(found, 9.0, 0.05) == []
+
+
+def test_speeds_of_an_unsteady_machine_differ_by_less():
+    def unsteady(ratio, iqr):
+        made = records(ratio=ratio)
+        for record in made:
+            for speed in record.throughput["student"].values():
+                speed.iqr_ratio = iqr
+        return made
+
+    steady = only(compare_records(unsteady(1.0, 0.0), unsteady(0.8, 0.0))).speeds["train"]
+    for a, b in ((0.5, 0.0), (0.0, 0.5), (0.3, 0.3)):
+        found = compare_records(unsteady(1.0, a), unsteady(0.8, b))
+        speed = only(found).speeds["train"]
+        assert speed.low == pytest.approx(steady.low / ((1 + a / 2) * (1 + b / 2)))
+        assert not speed.significant
+        assert record_regressions(found, 9.0, 0.05) == []
+
+
+def test_one_loss_of_many_rows_may_be_chance():
+    """Alone (of three speeds) it counts; among thirty more that differ by nothing it is no surprise."""
+    wobble = (0.0, 0.3, -0.3)
+    slower = [(10.0 + s) * (1.15 + w / 18) for s, w in enumerate(wobble)]
+    a = records()
+    b = [
+        Record.model_validate(make_record(seed=s, step_ms=ms, environment=CPU)) for s, ms in enumerate(slower)
+    ]
+    found = compare_records(a, b)
+    assert 0.05 / 33 < only(found).speeds["train"].p < 0.05 / 3
+    assert len(record_regressions(found, 9.0, 0.05)) == 1
+    others = [r for k in range(10) for r in records(method="kd", labels={"variant": f"kd({k})"})]
+    many = compare_records([*a, *others], [*b, *others])
+    assert len(many.lines) == 11
+    assert sum(line.speeds["train"].significant for line in many.lines) == 1
+    assert record_regressions(many, 9.0, 0.05) == []
 
 
 def test_one_seed_is_never_significant():
@@ -158,6 +201,9 @@ def test_costs_taken_in_gangs_on_one_side_only_are_noted():
     assert note.format(3, "A", "B") in compare_records(ganged, records()).notes
     assert note.format(2, "B", "A") in compare_records(records(), [*ganged[:2], records()[2]]).notes
     assert not [n for n in compare_records(ganged, ganged).notes if "gangs" in n]
+    # one of them made the batches, so that it took nothing from others
+    first = [*records(cost={"gang": 3})[:1], *records(cost={"gang": 3, "shared_s": 3.0})[1:]]
+    assert note.format(3, "A", "B") in compare_records(first, records()).notes
 
 
 def speed_record(*rows, student="small", seed=0, **environment):

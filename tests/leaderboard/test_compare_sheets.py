@@ -53,10 +53,25 @@ def test_a_slower_row_is_a_regression():
 
 
 def test_a_difference_within_the_drift_is_none():
-    found = compare_sheets(sheet(row()), sheet(row(0.9), drift=-12.0))
-    assert found.lines[0].speed.significant
-    assert not found.lines[0].significant
-    assert sheet_regressions(found, 0.0) == []
+    for a, b in ((0.0, 12.0), (-12.0, 0.0), (6.0, -6.0)):
+        found = compare_sheets(sheet(row(drift_percent=a)), sheet(row(0.9, drift_percent=b)))
+        assert not found.lines[0].significant
+        assert sheet_regressions(found, 0.0) == []
+
+
+def test_drifts_of_other_rows_do_not_cancel_out():
+    drifts = {"bf16": -52.0, "fp16": 180.0, "fp32": 0.5}
+    a, b = (sheet(*(row(r, precision=p, drift_percent=d) for p, d in drifts.items())) for r in (1.0, 0.9))
+    found = compare_sheets(a, b)
+    assert {line.name[2]: line.significant for line in found.lines} == {
+        "bf16": False,
+        "fp16": False,
+        "fp32": True,
+    }
+    # twice as fast is as far from steady as half as fast
+    (bf16, _, _) = (line.speed for line in found.lines)
+    assert bf16.low < 0.9 * 0.48**2 < 0.9 / 0.48**2 < bf16.high
+    assert found.notes == [f"{side}: the machine drifted by 52.0 %, the median of the rows" for side in "AB"]
 
 
 def test_equal_sheets_have_no_difference():

@@ -95,8 +95,8 @@ def test_a_board_of_speeds_is_built_and_checked(tmp_path):
     lines = list(csv.DictReader(io.StringIO((tmp_path / "speeds.csv").read_text())))
     assert [line["images_per_s"] for line in lines] == ["900.0000", "1.0000"] * 2
     assert {line["model"] for line in lines} == set(names)
-    page = (tmp_path / "index.html").read_text()
-    assert "Rank by images/s" in page
+    page = (tmp_path / "README.md").read_text()
+    assert "Ranked by images/s" in page
     assert "<blink>" not in page
     (tmp_path / "speeds.csv").write_text("model\n")
     assert "speeds.csv: line 1 is not what the records give" in check_folder(tmp_path)[0]

@@ -42,7 +42,8 @@ def test_ui_runs_mlflow_on_the_store(tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").touch()
     seen = []
     monkeypatch.setattr(os, "execvpe", lambda *args: seen.append(args))
-    assert CliRunner().invoke(ui, ["--port", "5001"]).exit_code == 0
+    result = CliRunner().invoke(ui, ["--port", "5001"])
+    assert result.exit_code == 0
     ((program, command, environment),) = seen
     uri = f"sqlite:///{tmp_path.resolve().as_posix()}/mlflow.db"
     assert program == sys.executable
@@ -50,6 +51,7 @@ def test_ui_runs_mlflow_on_the_store(tmp_path, monkeypatch):
         "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", "5001", "--backend-store-uri", uri
     ]  # fmt: skip
     assert environment["MLFLOW_BACKEND_STORE_URI"] == uri
+    assert "http://127.0.0.1:5001/#/experiments?workflowType=machine_learning" in result.output
 
 
 def test_ui_without_store_and_with_server(tmp_path, monkeypatch):

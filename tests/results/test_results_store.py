@@ -55,9 +55,31 @@ def test_lone_surrogate_survives(tmp_path):
 def test_record_round_trip(tmp_path):
     record = Record.model_validate(make_record())
     store.write_record(tmp_path / "cell", record)
-    assert store.read_record(tmp_path / "cell" / "result.json") == record
-    light = store.read_record_dict(tmp_path / "cell" / "result.json")
-    assert light == record.model_dump(mode="json")
+    found = store.read_record(tmp_path / "cell" / "result.json")
+    assert found == record
+    assert store.read_record_dict(tmp_path / "cell" / "result.json") == record.model_dump(mode="json")
+
+
+def test_records_put_aside_never_replace_each_other(tmp_path):
+    for text in "abc":
+        (tmp_path / "result.json").write_text(text)
+        store.put_record_aside(tmp_path)
+        if text == "b":  # by hand, so that a count is not the next number
+            (tmp_path / "previous" / "result-1.json").unlink()
+    assert sorted(p.read_text() for p in (tmp_path / "previous").iterdir()) == ["b", "c"]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    (tmp_path / "route").mkdir()
+    stays = [tmp_path / n for n in ("result.json", ".lock", ".notes.tmp", "route/epoch-0001.safetensors")]
+    goes = [
+        tmp_path / n
+        for n in (".result.json.0123456789ab.tmp", "route/.epoch-0001.safetensors.ffffffffffff.tmp")
+    ]
+    for path in stays + goes:
+        path.touch()
+    store.remove_unfinished(tmp_path)
+    assert [p for p in stays + goes if p.exists()] == stays
 
 
 def test_finished_result_is_not_overwritten_unless_asked(tmp_path):
@@ -66,9 +88,9 @@ def test_finished_result_is_not_overwritten_unless_asked(tmp_path):
     store.write_record(tmp_path, done)
     with pytest.raises(RecordError, match="finished result"):
         store.write_record(tmp_path, better)
-    assert store.read_record(tmp_path / "result.json") == done
+    assert store.read_record(tmp_path / "result.json").deployables == done.deployables
     store.write_record(tmp_path, better, overwrite=True)
-    assert store.read_record(tmp_path / "result.json") == better
+    assert store.read_record(tmp_path / "result.json").deployables == better.deployables
 
 
 @pytest.mark.parametrize("content", ["{", json.dumps(make_record(status="oom"))])

@@ -124,7 +124,13 @@ def test_a_sheet_is_read_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("{}", "settings"), ("not JSON", "not a speed sheet"), (json.dumps({"kind": "other"}), "kind")],
+    [
+        ("{}", "expected the .json file of --out"),
+        ("not JSON", "not a speed sheet"),
+        (json.dumps({"kind": "other"}), "expected the .json file of --out"),
+        (sheet(row()).model_dump_json().replace("kdbench-speed", "other"), "kind"),
+        (sheet(row()).model_dump_json().replace('"rounds"', '"round"'), "settings.rounds"),
+    ],
 )
 def test_what_is_no_sheet_is_told_in_one_line(tmp_path, text, expected):
     path = tmp_path / "s.json"

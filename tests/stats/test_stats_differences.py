@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from kdbench.stats.differences import paired_difference, paired_ratio, ratio_of_medians
+from kdbench.stats.differences import holm, paired_difference, paired_ratio, ratio_of_medians
 
 
 def test_paired_difference_by_hand():
@@ -102,3 +102,48 @@ def test_the_bootstrap_covers_what_it_should():
 def test_a_short_series_has_no_interval():
     found = ratio_of_medians([1.0, 1.0], [2.0, 2.0, 2.0])
     assert (found.n, found.value, found.low, found.significant) == (2, 2.0, None, False)
+
+
+def test_probabilities_are_scipys_and_go_with_the_intervals():
+    from scipy import stats
+
+    rng = random.Random(3)
+    for shift in (0.0, 0.5, 2.0):
+        a = [rng.gauss(70, 3) for _ in range(5)]
+        b = [x + rng.gauss(shift, 0.5) for x in a]
+        found, ratio = paired_difference(a, b), paired_ratio(a, b)
+        assert found.p == pytest.approx(stats.ttest_rel(b, a).pvalue)
+        assert ratio.p == pytest.approx(
+            stats.ttest_rel([math.log(x) for x in b], [math.log(x) for x in a]).pvalue
+        )
+        for one in (
+            found,
+            ratio,
+            ratio.widened(1.005),
+            ratio_of_medians(a, b),
+            ratio_of_medians(a, b).widened(1.1),
+        ):
+            assert (one.p < 0.05) == one.significant
+
+
+def test_a_widened_ratio_is_less_sure():
+    found = paired_ratio([1.0, 2.0, 4.0], [2.0, 4.1, 8.1])
+    wider = found.widened(1.5).widened(1.2)
+    assert (wider.low, wider.high) == pytest.approx((found.low / 1.8, found.high * 1.8))
+    assert found.p < wider.p < 0.05
+    assert found.widened(3.0).p == 1.0
+    assert found.without_interval().p is None
+    assert paired_difference([1.0, 2.0], [1.0, 2.0]).p == 1.0
+    assert paired_difference([1.0, 2.0], [2.0, 3.0]).p == 0.0
+
+
+def test_of_many_comparisons_chance_is_taken_out():
+    """At three degrees of freedom: the first is sure, the others would be so alone only."""
+    sure = paired_difference([0.0] * 4, [1.0, 1.001, 0.999, 1.0])
+    alone = paired_difference([0.0] * 4, [1.0, 1.4, 0.6, 0.9])
+    nothing = paired_difference([0.0] * 4, [1.0, -1.0, 0.5, -0.4])
+    assert 0.005 < alone.p < 0.0125
+    assert holm([alone]) == [alone]
+    assert holm([nothing, alone, nothing, sure]) == [alone, sure]
+    assert holm([alone, *[nothing] * 20, sure, nothing.without_interval()]) == [sure]
+    assert holm([]) == []

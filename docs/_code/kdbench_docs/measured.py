@@ -47,7 +47,7 @@ def measured_table(method: str, boards: list[Board], root: str) -> str:
                     escape(f"{row['n_done']}/{row['n_planned']}"),
                     _top1(row),
                     _difference(row, board),
-                    f"[{escape(board.name)}]({root}leaderboards/{board.name}/index.html)",
+                    f"[{escape(board.name)}]({root}leaderboards/boards/{board.name}/index.html)",
                 ]
             )
     head = ("Data set", "Teacher → student", "As", "Seeds", "Top-1, %", "Against vanilla", "Board")

@@ -12,7 +12,7 @@ import yaml
 from kdbench.registry import Registered, describe_params
 from kdbench_docs.markup import code, docstring, escape, inline, prose, table
 from kdbench_docs.measured import Board, measured_table
-from kdbench_docs.published import published_table
+from kdbench_docs.published import Entry, published_table
 
 _FIDELITY = {
     "paper": "follows the paper.",
@@ -33,7 +33,7 @@ vanilla" is the difference to the same student trained alone, in points.
 """
 
 
-def method_page(item: Registered, boards: list[Board], published: list[dict[str, str]]) -> str:
+def method_page(item: Registered, boards: list[Board], published: list[Entry]) -> str:
     """Return the page of a method as Markdown. Raises PluginError when its class cannot be imported."""
     method = item.load()
     parts = [
@@ -45,6 +45,7 @@ def method_page(item: Registered, boards: list[Board], published: list[dict[str,
         "## Run it\n\n" + _how_to_run(item, method),
         "## Hyper-parameters\n\n" + _parameters(method),
         _presets(method),
+        _search(method),
     ]
     for title, note, found in (
         ("Published values", _PUBLISHED, published_table(item.name, published)),
@@ -54,7 +55,7 @@ def method_page(item: Registered, boards: list[Board], published: list[dict[str,
     return "\n".join(part for part in parts if part)
 
 
-def methods_index(items: list[Registered], boards: list[Board], published: list[dict[str, str]]) -> str:
+def methods_index(items: list[Registered], boards: list[Board], published: list[Entry]) -> str:
     """Return the page that lists all methods."""
     rows = []
     for item in items:
@@ -197,6 +198,17 @@ def _presets(method: Any) -> str:
         )
     note = "What a preset names is bold. All other hyper-parameters keep their defaults.\n"
     return f"## Presets\n\n{note}\n" + table(["Preset", *(code(n) for n in changed)], rows)
+
+
+def _search(method: Any) -> str:
+    if not method.search:
+        return "## Search\n\n`kdbench tune` has nothing to search here: the method runs as it is.\n"
+    rows = []
+    for name, where in method.search.items():
+        values = [show(v) for v in where.choices] or [show(where.low), "to", show(where.high)]
+        rows.append([code(name), " ".join(values), "yes" if where.log else "no", prose(where.source)])
+    note = "Where [`kdbench tune`](../how-to/tune-fairly.md) searches.\n"
+    return f"## Search\n\n{note}\n" + table(("Name", "Range", "Logarithmic", "Source"), rows)
 
 
 def show(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench.engine.data.blind import WithoutTest
 from kdbench.engine.data.every_view import EveryView
 from kdbench.engine.data.resident import ResidentSplit, ResidentStream
 from kdbench.engine.data.splits import Split, make_splits
@@ -21,7 +22,7 @@ from kdbench.protocol.types import Batch, DataInfo, Stream
 
 
 class DataContext:
-    """Implements :class:`kdbench.protocol.types.TaskContext`."""
+    """Implements :class:`kdbench.protocol.types.TaskContext`; without `test` there is no test split."""
 
     def __init__(
         self,
@@ -36,9 +37,11 @@ class DataContext:
         limit_test: int | None = None,
         views: tuple[str, ...] = (),
         workers: int | None = None,
+        test: bool = True,
     ) -> None:
         self.info, self.device, self.batch_size = info, device, recipe.batch_size
         self.label_smoothing = recipe.label_smoothing
+        dataset = dataset if test else WithoutTest(dataset)
         self._dataset, self._recipe, self._seed = dataset, recipe, seed
         self._storage = choose_storage(storage, info, recipe.augment.kind)
         self._views = views
@@ -49,6 +52,7 @@ class DataContext:
             val_fraction=recipe.val_fraction,
             limit_train=limit_train,
             limit_test=limit_test,
+            test=test,
         )
 
     def image_streams(self) -> Mapping[str, Stream]:

@@ -47,10 +47,11 @@ def make_splits(
     val_fraction: float,
     limit_train: int | None = None,
     limit_test: int | None = None,
+    test: bool = True,
 ) -> dict[str, Split]:
-    """Return ``train``, ``test`` and, unless `val_fraction` is 0 and the source has none, ``val``."""
+    """Return ``train``, ``test`` (if `test`) and, unless `val_fraction` is 0 and the source has none, ``val``."""
     train = _limited(dataset, info, "train", limit_train)
-    splits = {"test": _limited(dataset, info, "test", limit_test)}
+    splits = {"test": _limited(dataset, info, "test", limit_test)} if test else {}
     if info.n_val:
         splits["val"] = _limited(dataset, info, "val", None)
     elif n_val := held_out(len(train), info, val_fraction):

@@ -151,8 +151,16 @@ def _training_step(
 ) -> Callable[[], object]:
     def call() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with autocast():
-            out = net(x)
+        try:
+            with autocast():
+                out = net(x)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"BatchNorm has one value per channel to train on (batch size {len(x)}, image size "
+                f"{x.shape[-1]}): take batch size 2 or more"
+            ) from error
         # several heads: the first is the one that is deployed
         logits = out[0] if isinstance(out, (tuple, list)) else out
         scaler.scale(F.cross_entropy(logits.float(), y)).backward()

@@ -25,6 +25,7 @@ from kdbench.results.speed import (
     SpeedSettings,
     SpeedSheet,
 )
+from kdbench.results.speed_row import median_drift
 
 Told = Callable[[str], None]
 
@@ -67,12 +68,11 @@ def measure_speed(registry: Registry, settings: SpeedSettings, told: Told = lamb
     rows = [e.row for e in entries]
     environment = capture(device, precision="", deterministic=False, compiled="none")
     del environment["precision"]  # the rows have it
-    drifts = [r.drift_percent for r in rows if r.drift_percent is not None]
     sheet = SpeedSheet(
         settings=settings,
         environment=environment,
         memory=MEMORY_NOTES[device.type],
-        drift_percent=statistics.median(drifts) if drifts else None,
+        drift_percent=median_drift(rows),
         rows=rows,
         started_at=started,
         finished_at=now(),
@@ -86,8 +86,9 @@ def warnings_of(sheet: SpeedSheet) -> list[str]:
     found = []
     if sheet.drift_percent is not None and abs(sheet.drift_percent) > DRIFT_LIMIT:
         found.append(
-            f"the machine drifted by {sheet.drift_percent:+.1f} % from the first rounds to their repetition "
-            f"at the end (limit {DRIFT_LIMIT:g} %): measure again on a machine that does nothing else"
+            f"the machine drifted by {abs(sheet.drift_percent):.1f} % from the first rounds to their repetition "
+            f"at the end (median of the rows, limit {DRIFT_LIMIT:g} %): measure again on a machine that does "
+            f"nothing else"
         )
     return found
 

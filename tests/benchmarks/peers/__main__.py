@@ -12,6 +12,7 @@ import click
 import torch
 from rich.console import Console
 
+from kdbench.errors import did_you_mean
 from kdbench.measure.environment import capture
 
 from .contenders import CONTENDERS
@@ -33,7 +34,8 @@ def _chosen(context: click.Context, option: click.Parameter, value: str) -> list
         elif name in known:
             names.append(name)
         else:
-            raise click.BadParameter(f"no '{name}'; there are {', '.join(known)}")
+            near = did_you_mean(name, [*known, *(groups if option.name == "pairs" else ())])
+            raise click.BadParameter(f"no '{name}'{near}; there are {', '.join(known)}")
     return list(dict.fromkeys(names))
 
 

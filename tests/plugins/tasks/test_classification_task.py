@@ -106,6 +106,22 @@ def test_a_perfect_network_is_best_and_a_random_one_worse():
     assert 2 < random["top1"] < 18
 
 
+def test_answers_by_class_are_counted_in_the_same_pass():
+    torch.manual_seed(3)
+    logits, y = torch.randn(50, 6), torch.randint(6, (50,))
+    batches = [Batch(a, b) for a, b in zip(logits.split(8), y.split(8), strict=True)]
+    net = Table()
+    calls = []
+    net.register_forward_hook(lambda *a: calls.append(a))
+    data = TaskData({}, {"test": batches}, info(6))
+    metrics, counts = TASK.evaluate_classes(net, batches, data)
+    assert len(calls) == len(batches)
+    assert metrics == TASK.evaluate(net, batches, data)
+    assert counts.tolist() == [
+        [sum((y == t) & (logits.argmax(1) == p)).item() for p in range(6)] for t in range(6)
+    ]
+
+
 def test_half_precision_logits_are_measured_in_full():
     logits = torch.tensor([[300.0, 0.0]] * 4096)
     got = evaluate(logits.half(), [1] * 4096, 2, batch=512)
