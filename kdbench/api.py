@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import DataError, KdbenchError
-from kdbench.hooks import Job, Launcher, Needs, Sink
+from kdbench.errors import DataError, KdbenchError, did_you_mean
+from kdbench.hooks import Job, Launcher, Needs, Place, Sink
 from kdbench.protocol.dataset import Dataset, DatasetParams
 from kdbench.protocol.run import Handle, Run
 from kdbench.protocol.search import Search
@@ -54,6 +54,7 @@ __all__ = [
     "Opt",
     "Out",
     "Phase",
+    "Place",
     "Run",
     "Search",
     "Sink",
@@ -64,6 +65,7 @@ __all__ = [
     "TaskData",
     "Throughput",
     "cache_dir",
+    "did_you_mean",
     "pair_stages",
 ]
 

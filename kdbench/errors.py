@@ -5,15 +5,40 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from kdbench.redact import redact
+
+#: Most characters of a line of a message: a file may hold a key of a megabyte.
+MAX_LINE = 2000
+
+
+def visible(text: str) -> str:
+    """Return a text on one line in which no character drives a terminal or hides, by Python's escapes.
+
+    Names of files and keys may hold line ends, colours and marks that turn the direction of writing.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 1]}…"
+
 
 class KdbenchError(Exception):
     """Bad input, told in one line: where (file, key or plug-in), what was expected, the nearest valid name."""
 
     exit_code = 2
 
+    # Texts of other errors stand in these, and a tracking URI may hold a password.
+    def __str__(self) -> str:
+        return visible(redact(super().__str__()))
+
 
 class MatrixError(KdbenchError):
-    """A matrix or recipe file that cannot be used; the message starts with ``file:line:``."""
+    """A matrix or recipe file that cannot be used; the message starts with ``file:line:``.
+
+    It may have several lines, each a problem of its own.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(visible, redact(Exception.__str__(self)).split("\n")))
 
 
 class UnknownName(KdbenchError):

@@ -210,6 +210,7 @@ class Job:
         label: short text for people.
         after: cell ids that must be done before this one starts (its teachers).
         timeout_s: hard limit in seconds of one attempt.
+        method: the cell's method, for launchers that give methods different resources.
         cost: expected seconds, or while these are unknown a number that grows with them; the longest start first.
         gang: for a job of several cells in one process, one job for each of them; the other fields then speak
             for all. Only launchers with an attribute ``gangs = True`` get such jobs.
@@ -222,6 +223,24 @@ class Job:
     timeout_s: float | None = None
     cost: float = 1.0
     gang: tuple[Job, ...] = ()
+    method: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the cells of a launcher run that does not run them on this machine.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        cores: cores of each cell.
+        leaving: what to tell a user who stops the run; empty: as with workers on this machine.
+        news: whether there are endings of cells that were not reported, from before this process.
+    """
+
+    device: str
+    cores: int = 1
+    leaving: str = ""
+    news: bool = False
 
 
 class Launcher(Protocol):
@@ -229,9 +248,13 @@ class Launcher(Protocol):
 
     ``report`` is called with mappings that have at least ``event`` and ``cell_id``; events are ``started``,
     ``epoch`` (the row of ``curves.jsonl``), ``finished`` (the cell's record is on disk), ``died`` (the
-    process ended without a record: keys ``status``, ``message``) and ``released`` (the cell left a gang and
-    runs again in another process: key ``message``). ``stop()`` turns true when the user wants
-    to leave: running cells save their state and end.
+    process ended without a record: keys ``status``, ``message``), ``released`` (the cell left a gang and
+    runs again in another process: key ``message``), ``found`` (the cell's record was written before this
+    process began, and nobody told of it) and, without a ``cell_id``, ``note`` (key ``message``). ``stop()``
+    turns true when the user wants to leave: running cells save their state and end.
+
+    A launcher whose cells run on other machines has a class method ``place(options, device) -> Place``, with the
+    options of :meth:`__init__` as far as they are known before the run and the device that the user asked for.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None: ...

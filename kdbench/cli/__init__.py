@@ -13,6 +13,7 @@ import click
 from kdbench import __version__
 from kdbench.cli._usage import in_one_line
 from kdbench.errors import KdbenchError, did_you_mean
+from kdbench.redact import hide, redact
 
 if TYPE_CHECKING:
     from kdbench.registry import Registry
@@ -42,7 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 #: Failures of the machine or of permissions, not of kdbench: told in one line.
-_PLAIN_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_PLAIN_OS_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass
@@ -117,13 +118,24 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("kdbench: interrupted", err=True)
             ctx.exit(130)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
+        except Exception:
+            # a fault of kdbench's own, with its traceback, unless that would tell a password
+            import traceback
+
+            text = traceback.format_exc()
+            if (told := hide(text)) == text:
+                raise
+            click.echo(told, err=True, nl=False)
+            ctx.exit(1)
 
     def _fail(self, ctx: click.Context, message: str, code: int) -> None:
         # The group's own parameters are read, because parsing may fail before the settings exist.
         if ctx.params.get("verbose"):
             import traceback
 
-            click.echo(traceback.format_exc(), err=True, nl=False)
+            click.echo(redact(traceback.format_exc()), err=True, nl=False)
         sys.stdout.flush()
         click.echo(f"kdbench: error: {message}", err=True)
         ctx.exit(code)

@@ -19,6 +19,10 @@ def cell(folder: Path) -> None:
     import threading
 
     from kdbench.launch.worker import run_folder
+    from kdbench.redact import hiding
+
+    if sys.stdout is sys.__stdout__:  # a launcher keeps what is printed here
+        sys.stdout, sys.stderr = hiding(1), hiding(2)
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -51,7 +51,9 @@ def build(board: Path | None, runs: tuple[Path, ...], site: Path | None, no_site
     named = [board] if board else []
     for run in runs:
         into = board or ROOT / folder_name(str(RunFolder(run).matrix()["name"]), run / "matrix.json")
-        click.echo(f"{into}: {copy_records(run, into)} records copied from {run}")
+        copied, given = copy_records(run, into)
+        told = f"; {given} had no digest of their content and were given it" if given else ""
+        click.echo(f"{into}: {copied} records copied from {run}{told}")
         if into not in named:
             named.append(into)
     loaded = []
@@ -66,11 +68,11 @@ def build(board: Path | None, runs: tuple[Path, ...], site: Path | None, no_site
 @leaderboard.command("check")
 @click.argument("boards", nargs=-1, type=click.Path(file_okay=False, path_type=Path))
 def check(boards: tuple[Path, ...]) -> None:
-    """Check BOARDS, or every folder under leaderboards/: exit code 1 and a line for each difference.
+    """Check BOARDS, by path or name, or all under leaderboards/: exit code 1 and a line for each difference.
 
-    A difference is a record that is not valid or was edited, records that mix protocols or revisions of a data
-    set, or a generated file that is not byte for byte what the records give. The file of published values is
-    checked too.
+    A difference is a record that is not valid, was edited or carries no digest of its content, records that mix
+    protocols or revisions of a data set, or a generated file that is not byte for byte what the records give. The
+    file of published values is checked too.
     """
     from kdbench.errors import KdbenchError
     from kdbench.leaderboard.folder import check_folder
@@ -78,10 +80,9 @@ def check(boards: tuple[Path, ...]) -> None:
 
     bad = False
     for folder in _boards(list(boards)):
-        notes: list[str] = []
-        problems = check_folder(folder, notes)
+        problems = check_folder(folder)
         bad = bad or bool(problems)
-        for line in [*(problems or [f"{folder}: ok"]), *(f"note: {note}" for note in notes)]:
+        for line in problems or [f"{folder}: ok"]:
             click.echo(line)
     try:
         read_entries()
@@ -151,7 +152,7 @@ def audit(boards: tuple[Path, ...], top: int) -> None:
     Then the published values that mix protocols: given differently by several sources, copied into tables of
     another selection rule, with other teachers. Works without any board.
     """
-    from kdbench.leaderboard.audit import gaps, mixed
+    from kdbench.leaderboard.audit import gaps, mixed, numbered
     from kdbench.leaderboard.board import pair
     from kdbench.leaderboard.folder import board_folders, read_records
     from kdbench.leaderboard.published_file import entries
@@ -160,34 +161,37 @@ def audit(boards: tuple[Path, ...], top: int) -> None:
     from kdbench.leaderboard.text import clean, number
 
     folders = _boards(list(boards)) if boards else board_folders(ROOT)
-    lines = []
+    lines, sources = [], {e.source for e in entries()}
     for folder in folders:
         for gap in gaps(make_rows(read_records(folder))):
             row, p = gap.row, gap.published
+            sources.add(p.source)
             text = f"{number(row.last.mean, 2)} here, {p.value:g} in {p.source}"
             what = f"{folder.name}: {row.labels.variant} on {pair(row)}, {row.labels.dataset}"
             line = f"{signed(p.difference)}: {what}: {text}; equal protocol: {equality(p)}"
             lines.append((-abs(p.difference or 0.0), clean(line, 1000)))
-    _list("gaps between published and measured", [line for _, line in sorted(lines)], top)
-    for title, found in mixed(entries()).items():
-        _list(title, found, top)
-
-
-def _list(title: str, lines: list[str], top: int) -> None:
-    click.echo(f"{title}: {len(lines) or 'none'}")
-    for line in lines[:top]:
-        click.echo(f"  {line}")
-    if len(lines) > top:
-        click.echo(f"  and {len(lines) - top} more (--top)")
+    found = {"gaps between published and measured": [line for _, line in sorted(lines)], **mixed(entries())}
+    shown, used = numbered([each[:top] for each in found.values()], sources)
+    for (title, each), texts in zip(found.items(), shown, strict=True):
+        click.echo(f"{title}: {len(each) or 'none'}")
+        for line in texts:
+            click.echo(f"  {line}")
+        if len(each) > top:
+            click.echo(f"  and {len(each) - top} more (--top)")
+    for n, source in enumerate(used, 1):
+        click.echo(f"{'sources:' if n == 1 else '        '} [{n}] {source}")
 
 
 def _boards(named: list[Path]) -> list[Path]:
     from kdbench.errors import KdbenchError, did_you_mean
     from kdbench.leaderboard.folder import board_folders
 
+    # a bare name is a board under leaderboards/, as for `submit --board`
+    named = [ROOT / f if not f.is_dir() and len(f.parts) == 1 and (ROOT / f).is_dir() else f for f in named]
     for folder in named:
         if not folder.is_dir():
-            known = [str(p) for p in board_folders(folder.parent)]
+            bare = len(folder.parts) == 1
+            known = [p.name if bare else str(p) for p in board_folders(ROOT if bare else folder.parent)]
             raise KdbenchError(f"{folder}: no such board{did_you_mean(str(folder), known)}")
     found = named or board_folders(ROOT)
     if not found:

@@ -70,8 +70,8 @@ def reproduce(
     """Run the cell of RECORD again and compare; its teachers are trained again where their weights are not there.
 
     RECORD is a record's JSON file, a cell's folder, or with --board the start of a cell id. Exit code 0: it
-    agrees (bit-equal, or elsewhere than in an equal environment on a CPU within what its row's seeds predict);
-    1: it differs; 2: it cannot be run again or told.
+    agrees, or its weights differ and it is compatible: elsewhere than in an equal environment on a CPU, within
+    what its row's seeds predict. 1: it differs. 2: it cannot be run again or told.
     """
     from kdbench.launch.rebuild import Here
     from kdbench.launch.reproduce import (
@@ -121,6 +121,8 @@ def _report(verdict: Agreement) -> None:
         click.echo(f"not measured again (see --evaluator): {', '.join(verdict.unmeasured)}")
     words = {True: ("agrees", AGREES), False: ("differs", DIFFERS), None: ("cannot be told", CANNOT)}
     word, code = words[verdict.agrees]
+    if verdict.agrees and not verdict.exact:
+        word = "compatible"
     click.echo(f"{word}: {verdict.reason}")
     sys.exit(code)
 

@@ -113,6 +113,7 @@ def run_matrix(
     a cell is neither done nor not applicable.
     """
     from kdbench.launch.mirror import prepare
+    from kdbench.launch.notes import BOARD_DUE
     from kdbench.launch.plan import Planner
     from kdbench.launch.progress import make_progress
     from kdbench.launch.session import Options, Session
@@ -170,7 +171,11 @@ def run_matrix(
             "--rerun changed runs them again",
             err=True,
         )
-    if not session.open_cells():
+    if session.idle() and (folder.path / BOARD_DUE).exists():
+        # the run before was cut while it made the board, or just before
+        _finish(plan, sinks)
+        sys.exit(_exit_code(plan))
+    if session.idle():
         print_warnings(plan)
         _print_failures(plan)
         click.echo(f"{loaded.matrix.name}: nothing to do, {_counts(plan)}")
@@ -272,6 +277,7 @@ def _kind(names: Labels) -> str:
 def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     """Build the run's board and print its table, the failures and where everything is."""
     from kdbench.errors import KdbenchError
+    from kdbench.launch.notes import BOARD_DUE
     from kdbench.leaderboard import build_board
 
     # failures of cells that the matrix no longer has (a mended image folder is another revision) are history
@@ -286,6 +292,7 @@ def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     title = plan.matrix.matrix.title or plan.matrix.matrix.name
     description = plan.matrix.matrix.description
     build_board(records, board, title=title, description=description, run=plan.run.path)
+    (plan.run.path / BOARD_DUE).unlink(missing_ok=True)
     if all(cell.file.only_speed for cell in plan.cells):
         _print_speeds(plan)
     else:

@@ -31,14 +31,15 @@ def sync(run: str, tracking_uri: str | None, runs: Path) -> None:
     from kdbench.results.tracking import redact
 
     folder = _find(run, runs)
-    sink = MlflowSink()
+    sink = MlflowSink(synced=True)
     told = tell(RunFolder(folder).good_records())
     counts = replay(folder, sink, uri=tracking_uri, annotations=told.annotations, summaries=told.summaries)
+    fresh = counts.summaries_written or 0
     for line in (*counts.problems, *sink.artifact_warnings):
         click.echo(line, err=True)
     click.echo(
-        f"{folder} -> {redact(sink.uri)}: {counts.written} written, {counts.unchanged} unchanged, "
-        f"{counts.failed} failed"
+        f"{folder} -> {redact(sink.uri)}: cells: {counts.written} written, {counts.unchanged} unchanged, "
+        f"{counts.failed} failed; summaries: {fresh} written, {counts.summaries - fresh} unchanged"
     )
     if counts.failed:
         sys.exit(1)

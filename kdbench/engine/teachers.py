@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ def load_cell_weights(net: nn.Module, folder: Path) -> dict[str, Any]:
         raise KdbenchError(f"teacher cell {record['cell_id'][:12]} is {record['status']}, not done")
     path = folder / "model.safetensors"
     data = _read(path)
-    if hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
+    if hashlib.sha256(data).hexdigest() != record.get("weights_sha256"):
         raise KdbenchError(
             f"{path}: the weights are not those of the cell's record; remove the file and rerun"
         )
-    net.load_state_dict(load_safetensors(data))
+    fit(net, _tensors(data, path), str(path))
     return record
 
 
@@ -53,7 +54,8 @@ def load_checkpoint(net: nn.Module, path: Path, sha256: str | None) -> str:
         if path.suffix == ".safetensors":
             state: Any = load_safetensors(data)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # of the bytes that were hashed: the file may be another one by now
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as e:
         raise KdbenchError(f"{path}: not a checkpoint that can be read ({_unreadable(path, data, e)})") from e
     fit(net, unwrap(state), str(path))
@@ -104,7 +106,10 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     extra = sorted(set(state) - set(mine))
     if extra:
         raise KdbenchError(f"{what}: unknown tensor '{extra[0]}'; is it a checkpoint of this architecture?")
-    net.load_state_dict(dict(state))
+    try:
+        net.load_state_dict(dict(state))
+    except RuntimeError as e:  # tensors that cannot be copied: sparse, quantised
+        raise KdbenchError(f"{what}: its tensors do not fit ({' '.join(str(e).split())[:200]})") from e
 
 
 def _made_for_another_size(
@@ -157,7 +162,7 @@ def route_loaders(folder: Path, epochs: list[int]) -> list[Callable[[], Mapping[
     missing = [p for p in paths if not p.exists()]
     if missing:
         raise KdbenchError(f"{missing[0]}: the teacher's route was not kept; rerun its cell")
-    return [lambda p=p: load_safetensors(_read(p)) for p in paths]  # type: ignore[misc]
+    return [lambda p=p: _tensors(_read(p), p) for p in paths]  # type: ignore[misc]
 
 
 def route_path(folder: Path, epoch: int) -> Path:
@@ -165,7 +170,16 @@ def route_path(folder: Path, epoch: int) -> Path:
     return folder / "route" / f"epoch-{epoch:04d}.safetensors"
 
 
+def _tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        return load_safetensors(data)
+    except Exception as e:
+        raise KdbenchError(f"{path}: not a checkpoint that can be read ({_unreadable(path, data, e)})") from e
+
+
 def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise KdbenchError(f"{path}: cannot read the checkpoint (not a regular file)")
     try:
         return path.read_bytes()
     except OSError as e:

@@ -7,8 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kdbench.redact import hide, redact, scrub
 from kdbench.results.schema import Failure, Labels, Plugin, Record, Status
 from kdbench.results.store import write_record
+
+#: Characters of a log that stand in the record of a worker that left no word.
+_TAIL = 2000
 
 
 def failure_record(
@@ -33,8 +37,9 @@ def failure_record(
         tuning=cell.get("tuning"),
         error=Failure(
             type=(type_ or status)[:200],
-            message=message[:4000],
-            traceback=None if traceback is None else traceback[-40000:],
+            # before the cut, which may leave half of a secret
+            message=redact(message)[:4000],
+            traceback=None if traceback is None else redact(traceback)[-40000:],
         ),
         environment=environment or {},
         plugins=plugins or {},
@@ -51,6 +56,12 @@ def write_failure(folder: Path, status: Status, message: str, **more: Any) -> Re
     return record
 
 
+def clean_log(folder: Path, event: str) -> None:
+    """Overwrite the secrets in a cell's log once its worker ended, see :func:`kdbench.redact.scrub`."""
+    if event in ("finished", "died", "interrupted", "released"):
+        scrub(folder / "log.txt")
+
+
 def log_tail(folder: Path, lines: int = 15) -> str:
     """Return the last lines of a cell's log, for a worker that left no word."""
     try:
@@ -60,4 +71,5 @@ def log_tail(folder: Path, lines: int = 15) -> str:
             text = f.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    # a long line must not push the last words out of the record; half a secret at the start is cut off with it
+    return hide("\n".join(text.splitlines()[-lines:]))[-_TAIL:]

@@ -36,6 +36,8 @@ class _Worker:
     slot: int
     began: float = field(default_factory=time.monotonic)
     killed: bool = False
+    #: whether its cell was interrupted
+    cut: bool = False
     asked: int = 0
     #: closed by the parent's death, at which the worker's whole group is killed
     life: Any = None
@@ -74,6 +76,8 @@ class LocalLauncher:
         self._cost: Cost = options.get("cost") or (lambda job: job.cost)
         self._packing = Packing("auto") if self._gpus and options.get("slots_per_gpu") == "auto" else None
         self._poll_s = 0.1
+        #: cells that were cut: the next run takes them up
+        self._cut: set[str] = set()
 
     def run(self, jobs: Sequence[Job], report: Report, stop: Callable[[], int]) -> None:
         """Run all jobs. Raises KdbenchError when the disk is full: nothing more could be kept."""
@@ -109,6 +113,7 @@ class LocalLauncher:
                         bad |= worker.failed
                     elif not self._close(worker, report):
                         bad.add(worker.job.cell_id)
+                        self._cut |= {worker.job.cell_id} if worker.cut else set()
                     waiting[:0] = again
                     gone = {m.cell_id for m in worker.job.gang or (worker.job,)}
                     open_ids -= gone - {m.cell_id for j in again for m in j.gang or (j,)}
@@ -146,18 +151,28 @@ class LocalLauncher:
 
     def _next(self, waiting: list[Job], open_ids: set[str], bad: set[str], report: Report) -> Job | None:
         for job in list(waiting):
-            broken = [c for c in job.after if c in bad]
-            if broken:
+            if any(c in bad for c in job.after):
                 waiting.remove(job)
-                message = f"its teacher cell {broken[0][:12]} did not finish"
-                for cell in job.gang or (job,):
+                cells = job.gang or (job,)
+                # who came into a gang for its batches may have no teacher, or another one
+                if unharmed := [cell for cell in cells if not any(c in bad for c in cell.after)]:
+                    waiting.append(gang_of(unharmed))
+                for cell in (cell for cell in cells if cell not in unharmed):
                     open_ids.discard(cell.cell_id)
                     bad.add(cell.cell_id)
-                    report({"event": "died", "cell_id": cell.cell_id, "status": "failed", "message": message})
+                    report({"event": "died", "cell_id": cell.cell_id, **self._orphaned(cell, bad)})
             elif not any(c in open_ids for c in job.after):
                 waiting.remove(job)
                 return job
         return None
+
+    def _orphaned(self, job: Job, bad: set[str]) -> dict[str, str]:
+        """Return status and message of a cell whose teacher did not finish."""
+        teacher = next(c for c in job.after if c in bad)
+        if teacher in self._cut:  # the next run goes on with both
+            self._cut.add(job.cell_id)
+            return {"status": "interrupted", "message": f"its teacher cell {teacher[:12]} was cut"}
+        return {"status": "failed", "message": f"its teacher cell {teacher[:12]} did not finish"}
 
     def _start(self, ctx: Any, job: Job, slot: int) -> _Worker:
         ours, theirs = ctx.Pipe()
@@ -225,6 +240,7 @@ class LocalLauncher:
             report({"event": "finished", **told})
             return True
         if code in (INTERRUPTED, NO_SPACE) or (worker.asked and not worker.killed and code != 1):
+            worker.cut = True
             report({"event": "interrupted", **told})
         elif worker.killed:
             message = f"stopped after the limit of {job.timeout_s:g} s"
@@ -233,7 +249,8 @@ class LocalLauncher:
             report({"event": "finished", **told})
         else:
             # SIGKILL comes from outside, by a person or for want of memory: the next run goes on from there
-            status = "interrupted" if code == -signal.SIGKILL else "crashed"
+            worker.cut = code == -signal.SIGKILL
+            status = "interrupted" if worker.cut else "crashed"
             report({"event": "died", "status": status, "message": _how(code, job), **told})
         return False
 

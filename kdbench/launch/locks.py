@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ __all__ = ["FileLock", "Turnstile"]
 
 
 class Turnstile:
-    """Lets one process measure while all others of the run on its device pause between steps.
+    """Lets one process measure while all others of the run on its machine and device pause between steps.
 
     Trainers hold a share of `main` while they train. Who wants to measure takes `intent` first, at which trainers
     let their share go after the step under way, and then `main`, which waits for the last of them.
@@ -26,6 +27,8 @@ class Turnstile:
         if device == "cuda" and visible and "," not in visible:
             # the launcher gave this process one of several GPUs; the others need not wait for it
             name = f"cuda-{re.sub(r'[^0-9A-Za-z-]', '-', visible)}"
+        # cells of one folder may run on several machines, which do not slow one another down
+        name = f"{re.sub(r'[^0-9A-Za-z.-]', '-', socket.gethostname())}-{name}"
         self._main = FileLock(folder / f".measure-{name}.lock")
         self._intent = FileLock(folder / f".intent-{name}.lock")
 

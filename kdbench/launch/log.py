@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kdbench.redact import HidingStream
+
 #: Size in bytes at which a log loses its middle, and what stays of its beginning and of its end.
 LIMIT, HEAD, TAIL = 8 << 20, 1 << 20, 1 << 20
 _GAP = b"\n[what was printed here is left out: the log grew too long]\n"
@@ -48,7 +50,9 @@ def bound() -> None:
 
 def _stream(fd: int) -> io.TextIOWrapper:
     # a line at a time: the last words of a process that dies are the ones that matter
-    return io.TextIOWrapper(io.BufferedWriter(_Raw(fd)), errors="backslashreplace", line_buffering=True)
+    writer = io.BufferedWriter(_Raw(fd))
+    # a plug-in may print its environment, and in it a token
+    return HidingStream(writer, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 class _Raw(io.RawIOBase):

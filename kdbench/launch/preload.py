@@ -3,7 +3,14 @@
 import atexit
 import gc
 import os
+import signal
 import sys
+
+_SERVES = any("multiprocessing.forkserver" in word for word in sys.orig_argv)
+# Ctrl-C reaches all processes of a terminal: the server would die of it in the middle of an import, with a
+# traceback, while the command still saves; it ends by itself with the command
+if _SERVES:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 # a fifth of the time of these imports would go into looking for garbage among what is never thrown away;
 # frozen, nobody looks again, in the workers neither
@@ -17,5 +24,5 @@ finally:
     gc.enable()
 
 # taking torch down takes the server seconds, and whoever reads the command's output waits for it
-if any("multiprocessing.forkserver" in word for word in sys.orig_argv):
+if _SERVES:
     atexit.register(os._exit, 0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from kdbench.launch.plan import PlannedCell
+from kdbench.results.speed_row import fastest
 
 #: What the display calls a cell that was interrupted; it is no progress.
 CUT = "cut"
@@ -158,3 +159,16 @@ class LiveProgress:
 
     def stop(self) -> None:
         self._bars.stop()
+
+
+def outcome(record: Mapping[str, Any]) -> str:
+    """Return in a few words what came of a cell."""
+    if record["status"] != "done":
+        lines = ((record.get("error") or {}).get("message") or "").splitlines()
+        return lines[0][:200] if lines else ""
+    if record.get("speeds"):
+        return fastest(record["speeds"])
+    if (seen := record.get("validation")) is not None:
+        return f"validation {seen['metric']} {seen['last']:.2f}, best {seen['best']:.2f}"
+    last = record["deployables"][record["primary"]]["last"]
+    return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")

@@ -84,8 +84,15 @@ class Resolver:
             self._waits = None
         # neighbours in the list share networks, so each process gets a stretch of it
         size = max(SMALLEST_SHARE, -(-len(questions) // cores()))
-        asked = [self._start(questions[i : i + size]) for i in range(0, len(questions), size)]
-        received = [_receive(*one) for one in asked]  # all of them, before a failure of one is told
+        asked: list[tuple[Any, Any, Any]] = []
+        try:
+            for i in range(0, len(questions), size):
+                asked.append(self._start(questions[i : i + size]))
+            received = [_receive(*one) for one in asked]  # all of them, before a failure of one is told
+        finally:
+            # also after Ctrl-C: Python waits for its processes in the end, and one may hang in an import
+            for *_, life in asked:
+                life.close()
         for process, answers in received:
             if answers is None:
                 raise KdbenchError(

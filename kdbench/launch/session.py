@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,35 +11,31 @@ from typing import Any
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
-from kdbench.launch.failure import failure_record, write_failure
+from kdbench.launch.elsewhere import known_options, place_of, shares_at
+from kdbench.launch.failure import clean_log, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
 from kdbench.launch.mirror import Mirrors, prepare
+from kdbench.launch.notes import annotate, matrix_facts, note_not_applicable, write_matrix
 from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
 from kdbench.launch.planned import look
-from kdbench.launch.progress import CUT, Progress, clock_text
+from kdbench.launch.progress import CUT, Progress, clock_text, outcome
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
-from kdbench.launch.system import SystemSampler
+from kdbench.launch.signals import asked_to_stop
+from kdbench.launch.system import SystemSampler, has_gpu_driver
 from kdbench.launch.teacher_plan import describe
-from kdbench.launch.views import Facts, Files, has_gpu_driver, outcome
-from kdbench.matrix.identity import PROTOCOL
+from kdbench.launch.views import Files
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
 from kdbench.results.lease import Lease
 from kdbench.results.progress import write_plan
-from kdbench.results.store import (
-    atomic_write_bytes,
-    atomic_write_json,
-    read_record_dict,
-    remove_unfinished,
-    write_record,
-)
+from kdbench.results.store import atomic_write_bytes, read_record_dict, remove_unfinished
 
 #: Statuses that ``--rerun failed`` takes up again.
 FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
@@ -86,6 +81,13 @@ class Session:
         self._answer: tuple[str, int] | None = None
         self._gpus = 0
         self._noted: set[str] = set()
+        self._launcher = registry.get("launchers", options.launcher).load()
+        self._told_launcher = known_options(registry, plan, options.launcher)
+        self._place = place_of(self._launcher, self._told_launcher, options.device)
+
+    def idle(self) -> bool:
+        """Return whether there is nothing to run and nothing to hear of."""
+        return not self.open_cells() and not (self._place is not None and self._place.news)
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
@@ -123,7 +125,8 @@ class Session:
         if sys.stderr.isatty():  # elsewhere bad input is told in one line and no other
             self._tell([planned])
         # both take seconds and need nothing of each other, nor of the next lines; planning may have begun them
-        warm_up()
+        if self._place is None:
+            warm_up()
         prepare(self._registry, self._options.sinks)
         device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
@@ -141,22 +144,22 @@ class Session:
             cells = self._still_open(cells)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
-            self._write_matrix()
+            write_matrix(self._plan)
             patterns = {p: k for k, p in enumerate(dict.fromkeys(c.pattern for c in self._plan.cells))}
             write_plan(self._plan.run, [(c.id, patterns[c.pattern]) for c in self._plan.cells])
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
-            self._arrange(jobs, gpus, self._launcher())  # for the time that it will take
-            self._mirrors.open(self._facts(), self._options.tracking_uri)
-            self._note_not_applicable()
-            self._fire("kdbench_matrix_started", plan=self._facts())
+            self._arrange(jobs, gpus, self._launcher)  # for the time that it will take
+            self._mirrors.open(matrix_facts(self._plan), self._options.tracking_uri)
+            note_not_applicable(self._plan, self._mirrors)
+            self._fire("kdbench_matrix_started", plan=matrix_facts(self._plan))
             if self._outlook.forecast.knows:
                 self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
             self._lease = lease
-            with self._signals(), self._watched():
+            with asked_to_stop(self._stop), self._watched():
                 self._launch(jobs, gpus)
-            self._annotate()
+            annotate(self._plan, self._mirrors)
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
             self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
             self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
@@ -184,6 +187,8 @@ class Session:
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
             return self._answer
+        if self._place is not None:
+            return self._place.device, 0
         files = [pattern.file for pattern in {c.pattern for c in cells}]
         question = {
             "ask": "device",
@@ -218,20 +223,19 @@ class Session:
             label=cell.label,
             after=tuple(a for a in cell.after if a in chosen or self._cells[a].status != "done"),
             timeout_s=cell.pattern.spec.timeout_s,
+            method=cell.pattern.file.method,
             cost=self._outlook.forecast.cost(cell.id),
         )
 
     def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
-        cls = self._launcher()
         total = len(jobs)
-        jobs = self._arrange(jobs, gpus, cls)
+        jobs = self._arrange(jobs, gpus, self._launcher)
         self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
-        options: dict[str, Any] = {"workers": workers, "gpus": gpus, "cost": self._outlook.cost}
+        options = {**self._told_launcher, "workers": workers, "gpus": gpus, "cost": self._outlook.cost}
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
-        launcher = cls(options)
-        launcher.run(jobs, self._on_event, self._asked)
+        self._launcher(options).run(jobs, self._on_event, self._asked)
 
     def _asked(self) -> int:
         """Return how often the user, or the loss of the run folder, asked to stop."""
@@ -239,9 +243,6 @@ class Session:
             self._stops = 1
             self._progress.note("stopping: another kdbench took over the run folder")
         return self._stops
-
-    def _launcher(self) -> Any:
-        return self._registry.get("launchers", self._options.launcher).load()
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -254,7 +255,13 @@ class Session:
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
         """Share the machine out among the workers, and look at what is known of the cells."""
-        self._gpus, slots = gpus, self._slots_per_gpu
+        self._gpus = gpus
+        if self._place is not None:
+            asked = self._options
+            self._shares = shares_at(self._place, len(cells), asked.workers, asked.threads)
+            self._outlook = Outlook(forecast_of(self._plan, device))
+            return
+        slots = self._slots_per_gpu
         self._shares = share_out(
             cores(),
             len(cells),
@@ -325,20 +332,26 @@ class Session:
         """Return the jobs that would be launched; nothing is written."""
         cells = self.open_cells()
         device, gpus = "cpu", 0
-        if self._options.device != "cpu" and has_gpu_driver():
+        if self._place is not None or (self._options.device != "cpu" and has_gpu_driver()):
             with suppress(KdbenchError):  # a plan may be made for another machine than this one
                 device, gpus = self._devices(cells)
         self._ready(cells, device, gpus)
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, chosen) for c in cells]
-        return self._arrange(jobs, gpus, self._launcher())
+        return self._arrange(jobs, gpus, self._launcher)
 
     def _on_event(self, event: Mapping[str, Any]) -> None:
-        cell = self._cells[event["cell_id"]]
         kind = event["event"]
+        if kind == "note":
+            self._progress.note(event["message"])
+            return
+        if kind == "found" and event["cell_id"] not in self._cells:
+            return  # of cells that the matrix has no more
+        cell = self._cells[event["cell_id"]]
         facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
-        if kind not in ("finished", "died"):
+        if kind not in ("finished", "died", "found"):
             self._outlook.see(event)
+        clean_log(cell.folder, kind)
         if kind == "started":
             self._progress.cell_started(cell)
             self._fire("kdbench_cell_started", cell=facts)
@@ -350,6 +363,10 @@ class Session:
         elif kind == "interrupted":
             cell.status = "interrupted"
             self._progress.cell_ended(cell, CUT, "saved; the same command resumes it")
+        elif kind == "found":
+            record = read_record_dict(cell.folder / "result.json")
+            self._mirrors.write(cell.folder)
+            self._fire("kdbench_cell_finished", cell=facts, record=record)
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:
@@ -367,49 +384,6 @@ class Session:
             self._mirrors.write(cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
 
-    def _annotate(self) -> None:
-        """Tell the sinks what takes the whole matrix to know."""
-        if not self._mirrors.annotated:
-            return
-        from kdbench.leaderboard.mirrored import tell
-
-        # of all that is in the folder, so that `kdbench sync` tells the same
-        told = tell(self._plan.run.good_records())
-        for cell_id, metrics in told.annotations.items():
-            self._mirrors.annotate(cell_id, metrics)
-        self._mirrors.summarise(told.summaries)
-
-    def _note_not_applicable(self) -> None:
-        """Leave a record of cells that cannot be, so that a board shows them with the reason."""
-        for cell in self._plan.cells:
-            if cell.status != "not_applicable":
-                continue
-            path = cell.folder / "result.json"
-            if path.exists() and read_record_dict(path)["status"] == "not_applicable":
-                continue
-            content = cell.file.model_dump(mode="json")
-            record = failure_record(content, "not_applicable", cell.reason or "", type_="NotApplicable")
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(cell.folder / "cell.json", content)
-            write_record(cell.folder, record)
-            self._mirrors.write(cell.folder)
-
-    def _write_matrix(self) -> None:
-        matrix = self._plan.matrix.matrix
-        facts = {
-            "name": matrix.name,
-            "protocol": PROTOCOL,
-            "title": matrix.title,
-            "description": matrix.description,
-            "sha256": self._plan.matrix.text_sha256,
-        }
-        atomic_write_json(self._plan.run.path / "matrix.json", facts)
-
-    def _facts(self) -> dict[str, Any]:
-        matrix = self._plan.matrix.matrix
-        cells = Facts(self._plan.cells)
-        return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": cells}
-
     def _fire(self, hook: str, **arguments: Any) -> None:
         for warning in self._registry.fire(hook, **arguments):
             self._progress.note(f"warning: {warning}")
@@ -417,7 +391,7 @@ class Session:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Sample the machine meanwhile, for the sinks."""
-        if not self._options.system_metrics:
+        if not self._options.system_metrics or self._place is not None:
             yield
             return
         sampler = SystemSampler(self._plan.run.path)
@@ -428,18 +402,13 @@ class Session:
             sampler.close()
         self._mirrors.observe(sampler.samples)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def ask(number: int, frame: Any) -> None:
-            self._stops += 1
+    def _stop(self) -> None:
+        """Note that the user wants to leave, and say what that means."""
+        self._stops += 1
+        if self._place is not None and self._place.leaving:
+            text = self._place.leaving
+        elif self._stops == 1:
             text = "stopping: running cells save their state (once more to kill them)"
-            self._progress.note(text if self._stops == 1 else "killing the workers")
-
-        old: dict[int, Callable[..., Any] | int | None] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        else:
+            text = "killing the workers"
+        self._progress.note(text)

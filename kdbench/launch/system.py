@@ -120,3 +120,8 @@ def _gpu(handle: Any) -> dict[str, float]:
     with suppress(pynvml.NVMLError):
         out["power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
     return out
+
+
+def has_gpu_driver() -> bool:
+    """Return whether it is worth a process with torch, which takes seconds, to ask for GPUs."""
+    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))

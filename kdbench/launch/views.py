@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from kdbench.engine.cellspec import CellFile
 from kdbench.launch.planned import PlannedCell
-from kdbench.results.speed_row import fastest
 
 
 class Files(Mapping[str, CellFile]):
@@ -43,20 +41,3 @@ class Facts(Sequence[Mapping[str, Any]]):
 
 def _fact(cell: PlannedCell) -> dict[str, str]:
     return {"cell_id": cell.id, "status": cell.status, "label": cell.label}
-
-
-def has_gpu_driver() -> bool:
-    """Return whether it is worth a process with torch, which takes seconds, to ask for GPUs."""
-    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
-
-
-def outcome(record: Mapping[str, Any]) -> str:
-    """Return the end of a cell in a few words: its accuracy, its speed, or the first line of its error."""
-    if record["status"] != "done":
-        return ((record.get("error") or {}).get("message") or "").splitlines()[0][:200]
-    if record.get("speeds"):
-        return fastest(record["speeds"])
-    if (seen := record.get("validation")) is not None:
-        return f"validation {seen['metric']} {seen['last']:.2f}, best {seen['best']:.2f}"
-    last = record["deployables"][record["primary"]]["last"]
-    return ", ".join(f"{k} {v:.2f} %" for k, v in last.items() if k == "top1")

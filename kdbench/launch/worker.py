@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.launch.holding import DONE, INTERRUPTED, hold, lost
 from kdbench.launch.life import kill_group, tie
 from kdbench.launch.log import bound, flush, keep_bounded, redirect
+from kdbench.redact import scrub
 
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
@@ -288,6 +289,7 @@ def serve(
         code = FAILED
     flush()
     bound()
+    scrub(log / "log.txt")
     os._exit(code)
 
 

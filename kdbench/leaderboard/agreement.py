@@ -27,6 +27,7 @@ class Agreement:
 
     Attributes:
         agrees: None where it cannot be told.
+        exact: the weights are equal, or what is compared is no network; else agreeing is being compatible only.
         reason: why, in one line.
         metrics: a line for each metric that differs.
         environment: a line for each fact of the environment, or code, that differs.
@@ -38,6 +39,7 @@ class Agreement:
     metrics: tuple[str, ...]
     environment: tuple[str, ...]
     unmeasured: tuple[str, ...]
+    exact: bool = True
 
 
 def agreement(old: Record, new: Record, board: Sequence[Record]) -> Agreement:
@@ -56,7 +58,7 @@ def agreement(old: Record, new: Record, board: Sequence[Record]) -> Agreement:
     equal = old.weights_sha256 == new.weights_sha256
 
     def verdict(agrees: bool | None, reason: str) -> Agreement:
-        return Agreement(agrees, reason, apart, differ, unmeasured)
+        return Agreement(agrees, reason, apart, differ, unmeasured, exact=equal)
 
     if equal and old.weights_sha256 is not None and not apart:
         return verdict(True, f"bit-equal: the weights and {len(a) - len(unmeasured)} metrics")
@@ -88,7 +90,8 @@ def _by_seeds(old: Record, new: Record, board: Sequence[Record], what: str) -> t
     interval, value = prediction_interval(values), top1(new)
     if interval is None or value is None:
         return None, f"{what}, and fewer than 2 seeds of its row are there to say how far seeds lie apart"
-    low, high = interval
+    # no more than all images can be right, and no fewer than none
+    low, high = max(interval[0], 0.0), min(interval[1], 100.0)
     inside = low <= value <= high
     where = f"{'within' if inside else 'outside'} {number(low, 2)} to {number(high, 2)} %"
     return (

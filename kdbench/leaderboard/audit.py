@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,20 @@ def mixed(entries: Sequence[Entry]) -> dict[str, list[str]]:
         "students alone of one name that differ": _networks(read, "student"),
         "not read in their source, and never shown": _unread(entries),
     }
+
+
+def numbered(lists: Sequence[Sequence[str]], sources: Iterable[str]) -> tuple[list[list[str]], list[str]]:
+    """Return the lists with ``[n]`` in place of each source, and the sources by number; they are long."""
+    texts = sorted(set(sources), key=lambda s: (-len(s), s))
+    if not texts:
+        return [list(lines) for lines in lists], []
+    pattern = re.compile("|".join(map(re.escape, texts)))
+    used: dict[str, int] = {}
+
+    def number_of(match: re.Match[str]) -> str:
+        return f"[{used.setdefault(match[0], len(used) + 1)}]"
+
+    return [[pattern.sub(number_of, line) for line in lines] for lines in lists], list(used)
 
 
 def _apart(entries: Sequence[Entry]) -> list[str]:

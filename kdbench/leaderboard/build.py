@@ -57,10 +57,12 @@ def render_forms(board: Board) -> dict[str, bytes]:
 def write_forms(board: Board, out: Path) -> dict[str, bytes]:
     """Write the forms of a board into the folder `out`, made if needed; return them.
 
-    Plots of an earlier build that are no longer part of it are removed. Raises OSError.
+    Plots of an earlier build that are no longer part of it are removed. Raises OSError, RecordError where
+    ``plots`` is a link.
     """
-    from kdbench.results.store import atomic_write_bytes
+    from kdbench.results.store import atomic_write_bytes, refuse_link
 
+    refuse_link(out / "plots")
     files = render_forms(board)
     for name, content in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)

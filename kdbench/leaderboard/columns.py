@@ -58,7 +58,7 @@ def _spread(row: Row) -> str:
 def _interval(row: Row) -> str:
     s = row.last
     if s.ci95_low is None or s.ci95_high is None:
-        return NULL
+        return f"{NULL} ({s.why})" if s.n > 1 and s.why else NULL
     return f"{number(s.ci95_low, 2)} to {number(s.ci95_high, 2)}"
 
 
@@ -101,7 +101,11 @@ COLUMNS: tuple[Column, ...] = (
         lambda r: r.last.mean,
     ),
     Column(
-        "95 % interval", "Student's t interval of the mean", "accuracy", _interval, lambda r: r.last.ci95_low
+        "95 % interval",
+        "Student's t interval of the mean; none if all seeds are equal",
+        "accuracy",
+        _interval,
+        lambda r: r.last.ci95_low,
     ),
     Column(
         "Gap closed",

@@ -87,8 +87,6 @@ _NUMBERS: dict[str, Callable[[Row], str]] = {
     "gap_closed_ci95_high": lambda r: _fixed(r.gap_interval and r.gap_interval[1]),
     "best_val_minus_last": lambda r: _fixed(r.differences.val.mean),
     "best_test_oracle_minus_last": lambda r: _fixed(r.differences.oracle.mean),
-    "best_test_oracle_minus_last_ci95_low": lambda r: _fixed(r.differences.oracle.ci95_low),
-    "best_test_oracle_minus_last_ci95_high": lambda r: _fixed(r.differences.oracle.ci95_high),
     "best_test_oracle_minus_best_val": lambda r: _fixed(r.differences.oracle_over_val.mean),
     "tied_with_best": lambda r: "" if r.tied is None else str(r.tied).lower(),
     **_paired("to_best", lambda r: r.to_best),

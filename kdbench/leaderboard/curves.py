@@ -20,6 +20,7 @@ from kdbench.results.store import (
     atomic_write_bytes,
     read_curves,
     read_limited,
+    refuse_link,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _HEAD = ",".join(("epoch", *COLUMNS))
 _NAME = re.compile(r"[0-9a-f]{64}\.csv\Z")
 #: Largest curves file that is read, in bytes: 4,000 epochs.
 _MAX_BYTES = 128 * 1024
+#: Values beyond these would overflow in the sums and scales of a plot.
+_LARGEST, _MAX_EPOCH = 1e100, 10**9
 #: Most points of a drawn curve; longer ones are thinned.
 MAX_POINTS = 80
 
@@ -63,7 +66,7 @@ def extract(rows: Sequence[Mapping[str, Any]], primary: str | None) -> Curve | N
     found: dict[str, list[float | None]] = {name: [] for name in COLUMNS}
     for row in rows:
         epoch = row.get("epoch")
-        if not isinstance(epoch, int) or isinstance(epoch, bool):
+        if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch <= _MAX_EPOCH:
             continue
         evals = _mapping(row.get("eval"))
         net = _mapping(evals.get(primary) if primary in evals else next(iter(evals.values()), None))
@@ -97,12 +100,13 @@ def parse(data: bytes, where: str | Path) -> Curve:
         try:
             if len(cells) != 1 + len(COLUMNS):
                 raise ValueError
-            epochs.append(int(cells[0]))
+            epoch = int(cells[0])
             values = [float(c) if c else None for c in cells[1:]]
-            if any(v is not None and not math.isfinite(v) for v in values):
+            if not 0 <= epoch <= _MAX_EPOCH or any(v is not None and not abs(v) <= _LARGEST for v in values):
                 raise ValueError
         except ValueError:
             raise RecordError(f"{where}: line {number}: expected an epoch and finite numbers") from None
+        epochs.append(epoch)
         for name, value in zip(COLUMNS, values, strict=True):
             found[name].append(value)
     if epochs != sorted(set(epochs)):
@@ -113,8 +117,9 @@ def parse(data: bytes, where: str | Path) -> Curve:
 def copy_curve(cell: Path, record: Record, board: Path) -> None:
     """Keep the curves of a cell's folder in ``curves/`` of a board; a cell without any has none there.
 
-    Raises OSError.
+    Raises OSError, RecordError where ``curves`` is a link.
     """
+    refuse_link(board / "curves")
     path = board / "curves" / f"{record.cell_id}.csv"
     curve = cell_curve(cell, record.primary)
     if curve is None:
@@ -148,13 +153,19 @@ def read_board_curves(
     """
     known, found = set(cell_ids), {}
     curves = folder / "curves"
+    try:
+        refuse_link(curves)
+    except RecordError as error:
+        if problems is None:
+            raise
+        problems.append(str(error))
+        return {}
     for name in sorted(os.listdir(curves)) if curves.is_dir() else []:
         path = curves / name
         try:
             if not _NAME.match(name) or name[:-4] not in known:
                 raise RecordError(f"{path}: expected a file named <cell id>.csv of a record of this board")
-            if path.is_symlink():
-                raise RecordError(f"{path}: is a link, expected a file")
+            refuse_link(path)
             found[name[:-4]] = parse(read_limited(path, _MAX_BYTES), path)
         except RecordError as error:
             if problems is None:
@@ -197,5 +208,5 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _finite(value: Any) -> float | None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
     return float(value) if number else None

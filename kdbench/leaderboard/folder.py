@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,13 +17,23 @@ from kdbench.leaderboard.mixing import mixture
 from kdbench.leaderboard.rows import part
 from kdbench.leaderboard.text import NOTE
 from kdbench.leaderboard.thrift import Thrift
-from kdbench.results.store import RESULT, RunFolder, atomic_write_bytes, parse_record, read_limited
+from kdbench.results.content import KEY, content_sha256
+from kdbench.results.store import (
+    RESULT,
+    RunFolder,
+    atomic_write_bytes,
+    parse_record,
+    read_limited,
+    refuse_link,
+)
 
 if TYPE_CHECKING:
     from kdbench.leaderboard.board import Board
     from kdbench.results.schema import Record
 
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json\Z")
+#: Largest generated file that is compared, in bytes.
+_MAX_FORM_BYTES = 256 * 1024 * 1024
 #: Longest text of each key, in characters.
 _KEYS = {"title": 200, "description": 2000, "notes": NOTE, "references": 200}
 #: Keys that are lists, with the most texts in each.
@@ -42,14 +53,15 @@ class BoardInfo:
 def read_info(folder: Path) -> BoardInfo:
     """Return ``board.yaml``, or the folder's name as the title where there is none. Raises KdbenchError."""
     path = folder / "board.yaml"
-    if not path.exists():
+    if not os.path.lexists(path):
         return BoardInfo(folder.resolve().name)
-    import yaml
+    from kdbench.matrix import document
 
+    refuse_link(path)
     try:
-        content = yaml.safe_load(read_limited(path, 64 * 1024).decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise KdbenchError(f"{path}: not YAML: {' '.join(str(error).split())[:200]}") from error
+        content = document.parse(read_limited(path, 64 * 1024).decode("utf-8-sig"), str(path)).data
+    except UnicodeDecodeError as error:
+        raise KdbenchError(f"{path}: not YAML: it is not UTF-8 text") from error
     if not isinstance(content, dict):
         raise KdbenchError(f"{path}: expected the keys {', '.join(_KEYS)}")
     for key, value in content.items():
@@ -68,8 +80,8 @@ def read_info(folder: Path) -> BoardInfo:
     )
 
 
-def read_records(folder: Path, problems: list[str] | None = None) -> list[Record]:
-    """Read and validate ``records/*.json`` in the order of names.
+def read_records(folder: Path, problems: list[str] | None = None, *, signed: bool = False) -> list[Record]:
+    """Read and validate ``records/*.json`` in the order of names; `signed`: each must carry its digest.
 
     Each problem is appended to `problems`; without that list the first one is raised as RecordError.
     """
@@ -79,7 +91,8 @@ def read_records(folder: Path, problems: list[str] | None = None) -> list[Record
     thrift = Thrift()
     for name in names:
         try:
-            found.append(thrift(_read_one(records / name)))
+            refuse_link(records)
+            found.append(thrift(_read_one(records / name, signed)))
         except RecordError as error:
             if problems is None:
                 raise
@@ -87,16 +100,19 @@ def read_records(folder: Path, problems: list[str] | None = None) -> list[Record
     return found
 
 
-def _read_one(path: Path) -> Record:
+def _read_one(path: Path, signed: bool) -> Record:
     if not _RECORD_NAME.match(path.name):
         raise RecordError(f"{path}: expected a record named <cell id>.json")
-    # A link in somebody's pull request could point anywhere on the machine that checks it.
-    if path.is_symlink():
-        raise RecordError(f"{path}: is a link, expected a file")
+    refuse_link(path)
     record = parse_record(read_limited(path), path)
     if f"{record.cell_id}.json" != path.name:
         raise RecordError(f"{path}: cell_id is {record.cell_id[:12]}..., not the name of the file")
     _check_identity(record, path)
+    if signed and record.content_sha256 is None:
+        raise RecordError(
+            f"{path}: carries no {KEY}, so an edit would not show; copy it again from its run folder: "
+            f"`kdbench leaderboard build {path.parent.parent} --from RUN_DIR`"
+        )
     return record
 
 
@@ -115,15 +131,22 @@ def _check_identity(record: Record, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Collected:
-    """A record of a run folder with the bytes of its file and the cell's folder."""
+    """A record of a run folder with the bytes of its file and the cell's folder.
+
+    Attributes:
+        given: the digest was given here, for the file has none; `data` has it.
+    """
 
     record: Record
     data: bytes
     folder: Path
+    given: bool = False
 
 
 def collect(run_folder: Path, *, signed: bool = False) -> list[Collected]:
-    """Read and validate every record of a run folder; with `signed` each must carry a digest of its content.
+    """Read and validate every record of a run folder.
+
+    With `signed` each must carry a digest of its content; else those that carry none are given it.
 
     Raises RecordError for the first that is not valid, not finite, edited, or in another cell's folder.
     """
@@ -139,30 +162,39 @@ def collect(run_folder: Path, *, signed: bool = False) -> list[Collected]:
         if record.cell_id != cell.name:
             raise RecordError(f"{path}: cell_id is not the name of the folder")
         _check_identity(record, path)
-        if signed and record.content_sha256 is None:
+        given = record.content_sha256 is None
+        if given and signed:
             raise RecordError(
-                f"{path}: carries no content_sha256: it was made by an older kdbench; run its cell again"
+                f"{path}: carries no {KEY}: it was made by an older kdbench, or edited; run its cell again"
             )
-        found.append(Collected(record, data, cell))
+        if given:
+            content = json.loads(data)
+            content[KEY] = record.content_sha256 = content_sha256(content)
+            data = (json.dumps(content, indent=2) + "\n").encode()
+        found.append(Collected(record, data, cell, given))
     return found
 
 
 def write_records(board: Path, records: Sequence[Collected]) -> None:
-    """Write records to ``records/<cell id>.json`` as their files are, byte for byte, and curves to ``curves/``.
+    """Write the bytes of records to ``records/<cell id>.json``, and curves to ``curves/``.
 
     Raises OSError.
     """
+    refuse_link(board / "records")
     (board / "records").mkdir(parents=True, exist_ok=True)
     for one in records:
         atomic_write_bytes(board / "records" / f"{one.record.cell_id}.json", one.data)
         copy_curve(one.folder, one.record, board)
 
 
-def copy_records(run_folder: Path, board: Path) -> int:
-    """Copy the records of a run folder to a board; return how many. Raises RecordError."""
+def copy_records(run_folder: Path, board: Path) -> tuple[int, int]:
+    """Copy the records of a run folder to a board, byte for byte but for a digest where they lack one.
+
+    Returns how many were copied, and how many of them were given a digest. Raises RecordError.
+    """
     found = collect(run_folder)
     write_records(board, found)
-    return len(found)
+    return len(found), sum(one.given for one in found)
 
 
 @dataclass(frozen=True)
@@ -178,7 +210,7 @@ def load_folder(folder: Path) -> Loaded:
     """Read a board's records and ``board.yaml``. Raises KdbenchError where one is not valid or there is none."""
     from kdbench.leaderboard.board import make_board
 
-    records = read_records(folder)
+    records = read_records(folder, signed=True)
     if not records:
         raise KdbenchError(f"{folder}: holds no records (expected records/<cell id>.json)")
     if problem := mixture(records):
@@ -204,13 +236,10 @@ def _told(info: BoardInfo) -> dict[str, Any]:
     }
 
 
-def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
-    """Return a line for each invalid record and each file that is not what the records give.
-
-    What is no problem, but to be known, is appended to `notes`.
-    """
+def check_folder(folder: Path) -> list[str]:
+    """Return a line for each record that is invalid or has no digest, and each file that is not what they give."""
     problems: list[str] = []
-    records = read_records(folder, problems)
+    records = read_records(folder, problems, signed=True)
     if not records and not problems:
         return [f"{folder}: holds no records (expected records/<cell id>.json)"]
     if problems:
@@ -218,9 +247,6 @@ def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
     read_board_curves(folder, (r.cell_id for r in records), problems)
     if problem := mixture(records):
         return [f"{folder}: holds {problem}"]
-    unsigned = sum(r.content_sha256 is None for r in records)
-    if unsigned and notes is not None:
-        notes.append(f"{folder}: {unsigned} of {len(records)} records carry no digest of their content")
     try:
         info = read_info(folder)
         expected = render_board(records, **_told(info))
@@ -228,10 +254,14 @@ def check_folder(folder: Path, notes: list[str] | None = None) -> list[str]:
         return [*problems, str(error)]
     for name, content in expected.items():
         path = folder / name
-        try:
-            found = path.read_bytes()
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             problems.append(f"{path}: missing; run `kdbench leaderboard build {folder}`")
+            continue
+        try:
+            refuse_link(path)
+            found = read_limited(path, _MAX_FORM_BYTES)
+        except RecordError as error:
+            problems.append(str(error))
             continue
         if found != content:
             problems.append(
@@ -251,7 +281,10 @@ def _first_difference(a: bytes, b: bytes) -> int:
 
 
 def board_folders(root: Path) -> list[Path]:
-    """Return the folders under `root` that have records, sorted."""
+    """Return the folders under `root` that have records, sorted. Raises RecordError for one that is a link."""
     if not root.is_dir():
         return []
-    return sorted(p for p in root.iterdir() if (p / "records").is_dir())
+    found = sorted(p for p in root.iterdir() if (p / "records").is_dir())
+    for path in found:
+        refuse_link(path)
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdbench.leaderboard.rows import Row, make_rows, part, top1, uses_teacher
 from kdbench.results.schema import Record
-from kdbench.stats import summarise
+from kdbench.stats import Summary, summarise
 from kdbench.stats.ratio import fieller
 
 
@@ -42,14 +42,32 @@ def gap_closed(row: Row) -> float | None:
     teacher does not beat the baseline by more than its standard deviation over seeds (0 for one seed): a gap
     within the noise has no share that means anything.
     """
-    base, teacher = row.baseline, row.teacher_top1
-    if base is None or base is row or teacher is None or row.last.mean is None:
-        return None
-    by_seed = {r.labels.seed: top1(r) for r in base.records}
-    alone = summarise([by_seed.get(r.labels.seed) for r in row.records])
-    if alone.mean is None or teacher - alone.mean <= (alone.sd or 0.0):
+    alone, teacher = _alone(row), row.teacher_top1
+    if (
+        alone is None
+        or alone.mean is None
+        or teacher is None
+        or row.last.mean is None
+        or nothing_to_close(row)
+    ):
         return None
     return (row.last.mean - alone.mean) / (teacher - alone.mean)
+
+
+def nothing_to_close(row: Row) -> bool:
+    """Whether the teacher is known not to beat the row's baseline by more than its spread over seeds."""
+    alone, teacher = _alone(row), row.teacher_top1
+    if alone is None or alone.mean is None or teacher is None:
+        return False
+    return teacher - alone.mean <= (alone.sd or 0.0)
+
+
+def _alone(row: Row) -> Summary | None:
+    """Return the baseline over the row's seeds; None for a row without one, and for the baseline itself."""
+    if row.baseline is None or row.baseline is row:
+        return None
+    by_seed = row.baseline.by_seed
+    return summarise([by_seed.get(r.labels.seed) for r in row.records])
 
 
 def gap_interval(row: Row) -> tuple[float, float] | None:

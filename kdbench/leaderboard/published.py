@@ -88,7 +88,8 @@ def _matching(row: Row) -> Iterator[Entry]:
 
 def _datasets(row: Row) -> list[str]:
     part = row.records[0].identity.get("dataset")
-    ours = {row.labels.dataset, part.get("name") if isinstance(part, Mapping) else None}
+    # the identity of a stranger's record may hold anything
+    ours = {row.labels.dataset, str(part.get("name")) if isinstance(part, Mapping) else ""}
     return [name for name, known in names()["datasets"].items() if ours & set(known)]
 
 

@@ -222,8 +222,9 @@ class Row:
         values = ", ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in found.params.items()
         )
+        best = "the method's own values were best"
         failed = f", {found.failed} failed" if found.failed else ""
-        return f"{_some(found.trials, 'trial')}{failed}: {values or 'as the method has them'}"
+        return f"{_some(found.trials, 'trial')}{failed}: {values or best}"
 
     @cached_property
     def plugins(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from kdbench.leaderboard.columns import Column, columns
 from kdbench.leaderboard.compared import compare_rows, ranked
+from kdbench.leaderboard.gap import nothing_to_close
 from kdbench.leaderboard.rows import Row, Setting
 from kdbench.leaderboard.speeds import SPEED_COLUMNS, SpeedLine, measures_only, speed_lines, speed_ranks
 from kdbench.leaderboard.text import number
@@ -122,7 +123,11 @@ def _section(
         )
     accuracies = sorted({number(r.teacher_top1, 2) for r in rows if r.teacher_top1 is not None})
     if accuracies:
-        section.notes.append(f"Top-1 of the teacher: {', '.join(accuracies)} %.")
+        told = f"Top-1 of the teacher: {', '.join(accuracies)} %"
+        compared = [r for r in rows if r.teacher_top1 is not None and r.baseline not in (None, r.row)]
+        if compared and all(map(nothing_to_close, compared)):
+            told += "; no gap to close: the teacher is not above the student alone by more than its spread"
+        section.notes.append(f"{told}.")
     hardware = sorted({h for r in rows for h in r.hardware})
     if len(hardware) > 1:
         section.notes.append(

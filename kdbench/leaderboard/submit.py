@@ -38,11 +38,11 @@ class Submission:
 def plan_submission(run: Path, board: Path) -> Submission:
     """Look at the records of a run folder; nothing is written.
 
-    Raises RecordError for a record that is not valid, not finite, edited or without a digest of its content;
+    Raises RecordError for a record (also of the board) that is not valid, edited or without a digest;
     KdbenchError where the records, with those that the board has, mix protocols or revisions of a data set.
     """
     found = collect(run, signed=True)
-    existing = {r.cell_id: r for r in read_records(board)}
+    existing = {r.cell_id: r for r in read_records(board, signed=True)}
     added, same, replacing, told = [], [], [], []
     for one in found:
         before = existing.get(one.record.cell_id)
@@ -84,7 +84,7 @@ def submit(plan: Submission, *, replace: bool = False) -> int:
 
 
 def _same(a: Record, b: Record) -> bool:
-    """A digest that one of them lacks makes no other result of it."""
+    """Fields that one of the files leaves out make no other result of it, though the digest is another."""
     return a.model_dump(exclude={"content_sha256"}) == b.model_dump(exclude={"content_sha256"})
 
 

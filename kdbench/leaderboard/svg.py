@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 #: Tables that get a plot of their own on the forge's page; the site draws all.
 MAX_SECTIONS = 20
 _WIDTH, _HEIGHT = 720, 420
+#: Points up to which each has its name beside it; of more only those that matter most.
+_ALL = 12
+#: Widest interval that the axis makes room for, in ranges of the means.
+_WIDEST = 3.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 24, 72
 
 
@@ -53,17 +57,14 @@ def accuracy_cost(section: Section) -> str | None:
     else:
         return None
     bottom, top = usual_range([p.y for p in found])
-    margin = 0.2 * max(top - bottom, 1.0)
     inside = [p for p in found if bottom <= p.y <= top]
     xs = [p.x for p in inside]
-    lows = [v for p in inside if (v := p.low) is not None]
-    highs = [v for p in inside if (v := p.high) is not None]
-    bottom, top = max(min([bottom, *lows]), bottom - margin), min(max([top, *highs]), top + margin, 100.0)
+    bottom, top = _reach(inside, bottom, top)
     log = min(xs) > 0 and max(xs) / min(xs) > 8
     x_ticks, y_ticks = _ticks(min(xs), max(xs), log=log), _ticks(bottom, max(top, bottom))
     x = _scale(x_ticks, _LEFT + 12, _WIDTH - _RIGHT - 40, log=log)
     y = _scale(y_ticks, _HEIGHT - _BOTTOM, _TOP)
-    marks = [_mark(point, x, y) for point in inside]
+    marks = [_mark(point, x, y, (y_ticks[0], min(y_ticks[-1], 100.0))) for point in inside]
     outside = [p.name for p in found if not bottom <= p.y <= top and p not in inside]
     return _render(
         "accuracy-cost",
@@ -79,19 +80,33 @@ def accuracy_cost(section: Section) -> str | None:
         y_ticks=[(_at(y(t)), _short(t)) for t in y_ticks],
         marks=marks,
         line=" ".join(f"{a},{b}" for a, b in sorted((m["x"], m["y"]) for m in marks if m["best"])),
-        labels=_labels([m for m in marks if m["best"] or m["baseline"]]),
+        labels=_labels([m for m in marks if len(marks) <= _ALL or m["best"] or m["baseline"]]),
+        others=any(not m["best"] and not m["baseline"] for m in marks),
+        cut=any(m["cut_low"] or m["cut_high"] for m in marks),
         outside=clean(f"Outside: {', '.join(outside)}", 60) if outside else "",
     )
 
 
-def _mark(point: Point, x: Any, y: Any) -> dict[str, Any]:
+def _reach(inside: Sequence[Point], bottom: float, top: float) -> tuple[float, float]:
+    """Return the range of means, widened for the intervals but for those that would make the rest flat."""
+    spread = max(top - bottom, 1.0)
+    ends = [(p.low, p.high) for p in inside if p.low is not None and p.high is not None]
+    shown = [(low, high) for low, high in ends if high - low <= _WIDEST * spread]
+    margin = 0.2 * spread if len(shown) < len(ends) or not ends else 0.0
+    low = min([bottom - margin, *(low for low, _ in shown)])
+    return max(low, 0.0), min(max([top + margin, *(high for _, high in shown)]), 100.0)
+
+
+def _mark(point: Point, x: Any, y: Any, ends: tuple[float, float]) -> dict[str, Any]:
     low = point.y if point.low is None else point.low
     high = point.y if point.high is None else point.high
     return {
+        "cut_low": low < ends[0],
+        "cut_high": high > ends[1],
         "x": _at(x(point.x)),
         "y": _at(y(point.y)),
-        "low": _at(y(low)),
-        "high": _at(y(high)),
+        "low": _at(y(max(low, ends[0]))),
+        "high": _at(y(min(high, ends[1]))),
         "best": point.best,
         "baseline": point.baseline,
         "name": point.name,
@@ -218,6 +233,9 @@ def _ticks(low: float, high: float, *, log: bool = False) -> list[float]:
         first = max(n for n, t in enumerate(every) if t <= low)
         last = min(n for n, t in enumerate(every) if t >= high)
         return every[first : last + 1]
+    if high - low <= 1e-9 * abs(high):
+        # equal values: a narrow range would show their rounding as differences
+        low, high = 0.5 * low, 1.5 * high
     span = max(high - low, abs(high) * 0.01, 1e-9)
     rough = span / 5
     power = 10.0 ** math.floor(math.log10(rough))

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from kdbench.errors import MatrixError
+from kdbench.errors import MatrixError, visible
 
 #: Keys and list positions from the root to a value, e.g. ``("methods", 1, "params", "beta")``.
 KeyPath = tuple[str | int, ...]
@@ -22,6 +22,8 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 #: Deepest nesting of lists and mappings.
 MAX_DEPTH = 64
+#: Longest number, in characters. Python takes minutes for those of a megabyte and refuses to write them out.
+MAX_NUMBER = 100
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = frozenset(_TAG + kind for kind in ("str", "int", "float", "bool", "null"))
@@ -29,7 +31,23 @@ _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with two repairs: ``5e-4`` is a number, and dates stay text."""
+    """SafeLoader with two repairs: ``5e-4`` is a number, and dates stay text; it stops at MAX_NODES."""
+
+    count = 0
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        # What is tried on every plain text takes time by the square of its length; no number is that long.
+        if kind is yaml.ScalarNode and implicit[0] and len(value) > MAX_NUMBER:
+            return _TAG + "str"
+        return super().resolve(kind, value, implicit)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_NODES:,} values", problem_mark=self.get_mark()
+            )
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -95,7 +113,7 @@ class _Builder:
 
     def fail(self, line: int, path: KeyPath, problem: str) -> MatrixError:
         at = f"{format_path(path)}: " if path else ""
-        return MatrixError(f"{self.display}:{line}: {at}{problem}")
+        return MatrixError(visible(f"{self.display}:{line}: {at}{problem}"))
 
     def build(self, node: yaml.Node, path: KeyPath, line: int | None = None) -> Any:
         line = node.start_mark.line + 1 if line is None else line
@@ -147,11 +165,16 @@ class _Builder:
                     source.start_mark.line + 1, path, "'<<' takes a mapping or a list of mappings"
                 )
             out.update(self.build(source, path))
+        replaced: set[KeyPath] = set()
+        for key in own:
+            if key in out:
+                replaced.add((*path, key))
+        if replaced:
+            # marks of what a merge brought; one pass for all keys, for there may be thousands
+            end = len(path) + 1
+            self.marks = {p: mark for p, mark in self.marks.items() if p[:end] not in replaced}
         for key, value_node in own.items():
-            stale = (*path, key)
-            for old in [p for p in self.marks if p[: len(stale)] == stale] if key in out else ():
-                del self.marks[old]
-            out[key] = self.build(value_node, stale, lines[key])
+            out[key] = self.build(value_node, (*path, key), lines[key])
         self.marks[path] = here
         return out
 
@@ -159,9 +182,14 @@ class _Builder:
         line, text = node.start_mark.line + 1, node.value
         if node.tag not in _SCALARS:
             raise self.fail(line, path, f"the tag {node.tag} is not allowed; expected plain YAML values")
+        number = node.tag[len(_TAG) :] in ("int", "float")
+        if number and len(text) > MAX_NUMBER:
+            raise self.fail(
+                line, path, f"{text[:40]}... has more than {MAX_NUMBER} characters, too many for a number"
+            )
         try:
             value = self.loader.construct_object(node)
-        except (ValueError, yaml.YAMLError):
+        except (ValueError, LookupError, yaml.YAMLError):  # PyYAML trips over `!!int ""` and `!!bool x`
             raise self.fail(line, path, f"{text[:40]!r} is not a valid {node.tag[len(_TAG) :]}") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise self.fail(line, path, f"{text} is not a finite number")
@@ -182,7 +210,9 @@ def parse(text: str, display: str) -> Document:
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         problem = " ".join(str(e.problem or e.context).split())
-        raise MatrixError(f"{display}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}") from None
+        raise MatrixError(
+            visible(f"{display}:{mark.line + 1 if mark else 1}: not valid YAML: {problem}")
+        ) from None
     except yaml.reader.ReaderError as e:
         line = text.count("\n", 0, e.position) + 1
         raise MatrixError(f"{display}:{line}: not valid YAML: {e.reason}") from None

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from kdbench.errors import did_you_mean
+from kdbench.errors import did_you_mean, visible
 from kdbench.matrix.document import Mark, format_path
 
 #: Most errors told at once.
@@ -112,7 +112,8 @@ def explain(
         place, shown = where(path), _as_written(path[:-1] if kind == "missing" else path, data)
         told = not shown or place == "--set " + ".".join(map(str, shown))
         at = "" if told else f"{format_path(shown)}: "
-        found.setdefault(f"{place}: {at}{_message(item, path, root, mark)}", (kind == "missing", -len(path)))
+        line = visible(f"{place}: {at}{_message(item, path, root, mark)}")
+        found.setdefault(line, (kind == "missing", -len(path)))
     lines = sorted(found, key=lambda line: found[line])
     rest = len(lines) - MAX_ERRORS
     return lines if rest <= 0 else [*lines[: MAX_ERRORS - 1], f"... and {rest + 1} more"]

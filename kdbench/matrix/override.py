@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdbench.errors import MatrixError
+from kdbench.errors import MatrixError, visible
 from kdbench.matrix import document
 from kdbench.matrix.document import KeyPath, format_path
 from kdbench.matrix.explain import known_keys, model_at, unknown_key
@@ -25,8 +25,10 @@ def apply_sets(data: dict[str, Any], sets: Sequence[str]) -> dict[KeyPath, str]:
         dotted, equals, value_text = text.partition("=")
         dotted = dotted.strip()
         if not equals or not dotted or not all(dotted.split(".")):
-            raise MatrixError(f"--set {text}: expected KEY.PATH=VALUE, e.g. --set recipe.epochs=10")
-        label = f"--set {dotted}"
+            raise MatrixError(
+                f"--set {visible(text)[:200]}: expected KEY.PATH=VALUE, e.g. --set recipe.epochs=10"
+            )
+        label = visible(f"--set {dotted}")
         path = _assign(data, dotted.split("."), document.parse(value_text, label).data, label)
         for old in [p for p in changed if p[: len(path)] == path]:
             del changed[old]
@@ -55,11 +57,11 @@ def _key(node: dict[str, Any] | list[Any], path: KeyPath, part: str, label: str)
     if isinstance(node, list):
         if not part.isascii() or not part.isdigit() or int(part) >= len(node):
             count = f"has the items 0 to {len(node) - 1}" if node else "is empty"
-            raise MatrixError(f"{label}: {format_path(path)} {count}; there is no item '{part}'")
+            raise MatrixError(f"{label}: {visible(format_path(path))} {count}; there is no item {part!r}")
         return int(part)
     model = model_at(Matrix, path)
     if model is not None and part not in (known := known_keys(model, recipe=Recipe)):
-        raise MatrixError(f"{label}: {unknown_key(part, known)}")
+        raise MatrixError(f"{label}: {visible(unknown_key(part, known))}")
     return part
 
 
@@ -74,4 +76,4 @@ def _open(value: Any, path: KeyPath, following: str, label: str) -> dict[str, An
     if value is None and not named and not following.isdigit():
         return {}
     given = "is not in the file" if value is None else f"is {value!r}"
-    raise MatrixError(f"{label}: {format_path(path)} {given} and has no '{following}'")
+    raise MatrixError(visible(f"{label}: {format_path(path)} {given} and has no '{following}'"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.errors import MatrixError, did_you_mean
+from kdbench.errors import MatrixError, did_you_mean, visible
 from kdbench.matrix import document
 from kdbench.matrix.explain import explain, shorten
 from kdbench.matrix.recipe import CROP_KEYS, OPTIMIZER_COMMON, SCHEDULE_COMMON, SCHEDULE_KEYS, Recipe
@@ -110,13 +110,13 @@ def find_recipe(ref: str, *, folder: Path, where: str, above: tuple[Path, ...] =
         path = (folder / Path(ref).expanduser()).resolve()
         display = ref
         if not path.is_file():
-            raise MatrixError(f"{where}: no recipe file '{ref}' in {folder}")
+            raise MatrixError(visible(f"{where}: no recipe file '{ref}' in {folder}"))
     else:
         names = recipe_names()
         if ref not in names:
+            expected = f"expected one of {', '.join(names)}, or a path ending in .yaml"
             raise MatrixError(
-                f"{where}: unknown recipe '{ref}'{did_you_mean(ref, names)}; "
-                f"expected one of {', '.join(names)}, or a path ending in .yaml"
+                visible(f"{where}: unknown recipe '{ref[:200]}'{did_you_mean(ref, names)}; {expected}")
             )
         path, display = FOLDER / f"{ref}.yaml", f"recipes/{ref}.yaml"
     if path in above:

@@ -213,6 +213,9 @@ class Matrix(StrictModel):
     slots_per_gpu: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=16)], BeforeValidator(SLOTS.check)
     ] = Field(default=1, description="Cells at a time on each GPU: a number, or auto: as many as pay.")
+    launcher_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="By launcher: what it asks of its cluster; no result depends on it."
+    )
     tune: Tune | None = Field(
         default=None, description="Search of hyper-parameters, with one budget for all methods."
     )

@@ -6,7 +6,11 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, distributions, entry_points
 
+from kdbench.errors import visible
 from kdbench.hooks import GROUP
+
+#: Longest name and version, in characters, as records have them.
+_LONGEST = 200
 
 
 def normalise(name: str) -> str:
@@ -45,22 +49,32 @@ def find_entry_points(group: str = GROUP) -> list[EntryPointSource]:
         found = _one_by_one(group)
     sources: dict[tuple[str, str], EntryPointSource] = {}
     for entry_point in found:
-        dist = entry_point.dist
-        name = str(dist.metadata["Name"] or "") if dist else ""
-        if dist is None or not name:
+        try:
+            source = _source(entry_point)
+        except Exception:  # metadata that are not text, which only their reader finds out
             continue
-        key = normalise(name), entry_point.name
-        sources.setdefault(
-            key,
-            EntryPointSource(
-                name=entry_point.name,
-                distribution=name,
-                version=str(dist.metadata["Version"] or ""),
-                entry_point=entry_point,
-                direct_url=dist.read_text("direct_url.json"),
-            ),
-        )
+        if source is not None:
+            sources.setdefault((normalise(source.distribution), source.name), source)
     return [sources[key] for key in sorted(sources)]
+
+
+def _source(entry_point: EntryPoint) -> EntryPointSource | None:
+    dist = entry_point.dist
+    name = str(dist.metadata["Name"] or "") if dist else ""
+    if dist is None or not name:
+        return None
+    try:
+        direct_url = dist.read_text("direct_url.json")
+    except ValueError:
+        direct_url = None
+    return EntryPointSource(
+        # shown in tables and messages, and written into records
+        name=visible(entry_point.name),
+        distribution=visible(name)[:_LONGEST],
+        version=visible(str(dist.metadata["Version"] or ""))[:_LONGEST],
+        entry_point=entry_point,
+        direct_url=direct_url,
+    )
 
 
 def _one_by_one(group: str) -> list[EntryPoint]:

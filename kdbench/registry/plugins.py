@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import pluggy
 
-from kdbench.errors import did_you_mean
+from kdbench.errors import did_you_mean, visible
 from kdbench.hooks import API_VERSION, ArchitectureEntry, Entry, KdbenchSpec
+from kdbench.redact import redact
 from kdbench.registry.discovery import EntryPointSource
 from kdbench.registry.kinds import ENTRY_CLASS, KINDS, PROVIDER_HOOK, Kind
 from kdbench.registry.provenance import git_revision
@@ -82,7 +83,7 @@ class _Rejected(Exception):
 
 def one_line(error: BaseException) -> str:
     """Return type and message of an exception on one line of bounded length."""
-    text = " ".join(str(error).split())
+    text = visible(redact(" ".join(str(error).split())))
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return line if len(line) <= _REASON_CHARS else line[: _REASON_CHARS - 3] + "..."
 
@@ -107,10 +108,10 @@ def load_plugin(manager: pluggy.PluginManager, source: EntryPointSource) -> Plug
         raise
     except _Rejected as rejected:
         status, reason, cause = rejected.status, str(rejected), rejected.__cause__
-        trace = "".join(tb.format_exception(cause)) if cause else None
+        trace = redact("".join(tb.format_exception(cause))) if cause else None
     except BaseException as error:  # a plug-in may even call sys.exit while it is imported
         status, reason = "broken", one_line(error)
-        trace = "".join(tb.format_exception(error))
+        trace = redact("".join(tb.format_exception(error)))
     if status != "active" and manager.has_plugin(_plugin_id(source)):
         manager.unregister(name=_plugin_id(source))
     return PluginInfo(

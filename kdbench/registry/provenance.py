@@ -27,18 +27,23 @@ def git_revision(direct_url: str | None) -> str | None:
     """
     try:
         info = json.loads(direct_url or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(info, dict):
         return None
     vcs = info.get("vcs_info")
     if isinstance(vcs, dict) and isinstance(vcs.get("commit_id"), str):
         return str(vcs["commit_id"])[:_HASH_CHARS]
-    dir_info, url = info.get("dir_info"), urlsplit(str(info.get("url", "")))
+    try:
+        dir_info, url = info.get("dir_info"), urlsplit(str(info.get("url", "")))
+    except ValueError:
+        return None
     if not isinstance(dir_info, dict) or not dir_info.get("editable") or url.scheme != "file":
         return None
     folder = Path(url2pathname(unquote(url.path)))
-    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+    if not folder.is_absolute() or not any(
+        (parent / ".git").exists() for parent in (folder, *folder.parents)
+    ):
         return None
     return _describe_head(folder)
 

@@ -65,7 +65,7 @@ def read_confusion(folder: Path) -> tuple[list[str], list[list[int]]] | None:
         counts = [[int(value) for value in row[1:]] for row in rows]
         if [row[0] for row in rows] != names or any(len(row) != len(names) for row in counts):
             raise ValueError("expected a row and a column for each class")
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise RecordError(f"{path}: not a confusion matrix ({error})") from error
     return names, counts
 

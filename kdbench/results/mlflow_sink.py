@@ -55,13 +55,17 @@ class _Known:
 class MlflowSink:
     """Follows :class:`kdbench.hooks.Sink`. Writing a record that the store holds already does nothing.
 
+    `synced`: records are written again after their run, so an invocation's run is made only where the store has
+    none, and says so.
+
     Attributes:
         uri: the tracking URI in use, after :meth:`open`.
         artifact_warnings: one line per artifact that could not be stored; the run itself is complete.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, synced: bool = False) -> None:
         self.uri = ""
+        self._synced, self._invoked = synced, False
         self.artifact_warnings: list[str] = []
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -113,10 +117,15 @@ class MlflowSink:
             self._counts[record["status"]] = self._counts.get(record["status"], 0) + 1
         return written
 
-    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Store a summary run for each row; one whose seeds or numbers changed is replaced. Raises SinkError."""
-        for row in rows:
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Store a summary run for each row; one whose seeds or numbers changed is replaced.
+
+        Returns how many were written. Raises SinkError.
+        """
+        return sum(
             self._put("summary", row["row_id"], summary_sha256(row), partial(summary_content, row))
+            for row in rows
+        )
 
     def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         """Add metrics to a cell's run that only the whole matrix can tell, such as the gap closed.
@@ -210,10 +219,12 @@ class MlflowSink:
     def _read_known(self) -> dict[tuple[str, str], list[_Known]]:
         client, token = self._ready(), None
         known: dict[tuple[str, str], list[_Known]] = {}
+        self._invoked = False
         while True:
             page = client.search_runs([self._experiment_id], max_results=1000, page_token=token)
             for run in page:
                 tags = run.data.tags
+                self._invoked = self._invoked or tags.get("kdbench.kind") == "matrix"
                 kind = next((k for k, names in IDENTITY.items() if names[0] in tags), None)
                 if kind is None:
                     continue
@@ -251,9 +262,11 @@ class MlflowSink:
 
     def _begin(self, client: MlflowClient) -> None:
         """Make the invocation's run, with the first run that is written: one without news leaves none."""
-        if self._invocation is None:
+        if self._invocation is None and not (self._synced and self._invoked):
             name = str(self._matrix["name"])
             tags = {"kdbench.matrix": name, "kdbench.kind": "matrix", "kdbench.role": "matrix"}
+            if self._synced:
+                tags["kdbench.made_by"] = "sync"
             for key in ("title", "protocol"):
                 if self._matrix.get(key) is not None:
                     tags[f"kdbench.{key}"] = str(self._matrix[key])[: fields.MAX_TAG_VALUE]

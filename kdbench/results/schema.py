@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from kdbench.results.speed_row import SpeedRow
+from kdbench.results.speed_row import Number, SpeedRow, Whole
 
 SCHEMA_VERSION = 1
 
@@ -24,7 +24,7 @@ STATUSES: tuple[Status, ...] = (
 )
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=200)]
-Scalars = dict[str, FiniteFloat | None]
+Scalars = dict[str, Number | None]
 
 
 class _Model(BaseModel):
@@ -47,7 +47,7 @@ class Labels(_Model):
     recipe: Text
     #: a ``trial`` is a step of a search and no result
     role: Literal["student", "teacher", "trial"] = "student"
-    seed: int
+    seed: Whole
     fidelity: Text = ""
     preset: Text | None = None
     #: whose hyper-parameters they are: ``default`` (the method's or the matrix's), or found by which search
@@ -62,9 +62,9 @@ class Labels(_Model):
 class BestEpoch(_Model):
     """Test metrics at an epoch chosen by `by` (1-based over the whole run)."""
 
-    epoch: int = Field(ge=0)
-    by: FiniteFloat
-    top1: FiniteFloat
+    epoch: Whole = Field(ge=0)
+    by: Number
+    top1: Number
 
 
 class Deployable(_Model):
@@ -76,54 +76,54 @@ class Deployable(_Model):
     best_val: BestEpoch | None = None
     #: test top-1 at the epoch with the best test top-1: an oracle
     best_test: BestEpoch | None = None
-    params: int = Field(ge=0)
+    params: Whole = Field(ge=0)
     #: multiply-accumulate operations of one image's forward pass
-    macs: int | None = Field(default=None, ge=0)
+    macs: Whole | None = Field(default=None, ge=0)
 
 
 class BatchSpeed(_Model):
     """Inference speed at one batch size."""
 
-    images_per_s: FiniteFloat = Field(gt=0)
-    latency_ms_p50: FiniteFloat = Field(gt=0)
-    latency_ms_p95: FiniteFloat = Field(gt=0)
+    images_per_s: Number = Field(gt=0)
+    latency_ms_p50: Number = Field(gt=0)
+    latency_ms_p95: Number = Field(gt=0)
     #: interquartile range of the block times over their median
-    iqr_ratio: FiniteFloat = Field(ge=0)
-    rounds: int = Field(ge=1)
-    peak_memory_mb: FiniteFloat | None = None
+    iqr_ratio: Number = Field(ge=0)
+    rounds: Whole = Field(ge=1)
+    peak_memory_mb: Number | None = None
 
 
 class Cost(_Model):
     """What training took. Train, evaluation and logging are three clocks; waiting is in none."""
 
-    train_s: FiniteFloat = Field(ge=0)
-    eval_s: FiniteFloat = Field(ge=0)
-    log_s: FiniteFloat = Field(ge=0)
-    setup_s: FiniteFloat = Field(ge=0)
-    train_images_per_s: FiniteFloat | None = Field(default=None, ge=0)
+    train_s: Number = Field(ge=0)
+    eval_s: Number = Field(ge=0)
+    log_s: Number = Field(ge=0)
+    setup_s: Number = Field(ge=0)
+    train_images_per_s: Number | None = Field(default=None, ge=0)
     #: median over epochs of the mean step time
-    step_ms: FiniteFloat | None = Field(default=None, ge=0)
+    step_ms: Number | None = Field(default=None, ge=0)
     #: share of a step spent in teacher forward passes, measured on separate timed steps; None without a teacher
-    teacher_share: FiniteFloat | None = None
+    teacher_share: Number | None = None
     #: trainable parameters that exist only during training (connectors, generators, peers)
-    extra_params: int = Field(ge=0)
-    epochs: int = Field(ge=0)
-    steps: int = Field(ge=0)
+    extra_params: Whole = Field(ge=0)
+    epochs: Whole = Field(ge=0)
+    steps: Whole = Field(ge=0)
     #: device time of the cell: hours of one GPU, or of one CPU core
-    device_hours: FiniteFloat = Field(ge=0)
-    peak_memory_mb: FiniteFloat | None = None
+    device_hours: Number = Field(ge=0)
+    peak_memory_mb: Number | None = None
     #: part of the clocks that was spent once for several cells, by another of them
-    shared_s: FiniteFloat | None = Field(default=None, ge=0)
+    shared_s: Number | None = Field(default=None, ge=0)
     #: most cells that trained in lockstep with it in its process, itself included; None: it trained alone
-    gang: int | None = Field(default=None, ge=2)
+    gang: Whole | None = Field(default=None, ge=2)
     #: seconds spent on filling tables of the teachers' outputs, which other cells read too
-    fill_s: FiniteFloat | None = Field(default=None, ge=0)
+    fill_s: Number | None = Field(default=None, ge=0)
     #: calls of teachers in training that a table answered, and those that were made; None without tables
-    cached_forwards: int | None = Field(default=None, ge=0)
-    online_forwards: int | None = Field(default=None, ge=0)
+    cached_forwards: Whole | None = Field(default=None, ge=0)
+    online_forwards: Whole | None = Field(default=None, ge=0)
     #: seconds of the steps in which something was compiled; None where nothing is compiled
-    compile_s: FiniteFloat | None = Field(default=None, ge=0)
-    attempts: int = Field(default=1, ge=1)
+    compile_s: Number | None = Field(default=None, ge=0)
+    attempts: Whole = Field(default=1, ge=1)
 
 
 class TeacherRef(_Model):
@@ -133,9 +133,9 @@ class TeacherRef(_Model):
     ref: Text
     architecture: Text
     sha256: str | None = None
-    top1: FiniteFloat | None = None
+    top1: Number | None = None
     #: ``mean`` and ``std`` per channel that its weights expect, where they are not the data set's
-    normalization: dict[Literal["mean", "std"], list[FiniteFloat]] | None = None
+    normalization: dict[Literal["mean", "std"], list[Number]] | None = None
 
 
 class Plugin(_Model):
@@ -152,28 +152,28 @@ class Tuning(_Model):
 
     track: Text
     #: trials that every method was given
-    budget: int = Field(ge=1)
+    budget: Whole = Field(ge=1)
     #: trials that this one took; 0 for a method that has nothing to search
-    trials: int = Field(ge=0)
+    trials: Whole = Field(ge=0)
     #: of them, those that gave no value
-    failed: int = Field(ge=0)
+    failed: Whole = Field(ge=0)
     dataset: Text
     pair: Text
-    seeds: list[int]
+    seeds: list[Whole]
     #: of a trial
-    epochs: int = Field(ge=1)
+    epochs: Whole = Field(ge=1)
     #: which epoch's validation metric is the value of a trial
     select: Literal["last", "best"]
     sampler: Text
-    sampler_seed: int
+    sampler_seed: Whole
     #: trials asked for at a time
-    batch: int = Field(ge=1)
+    batch: Whole = Field(ge=1)
     #: hyper-parameter -> where it was searched
     space: dict[str, Any] = Field(default_factory=dict)
     #: hyper-parameter -> what was found
     params: dict[str, Any] = Field(default_factory=dict)
     #: value of the best trial: the primary metric on the validation split
-    value: FiniteFloat | None = None
+    value: Number | None = None
 
 
 class Validation(_Model):
@@ -181,8 +181,8 @@ class Validation(_Model):
 
     metric: Text
     higher_is_better: bool
-    last: FiniteFloat
-    best: FiniteFloat
+    last: Number
+    best: Number
 
 
 class Failure(_Model):
@@ -199,7 +199,7 @@ class Record(_Model):
     schema_version: Literal[1] = 1
     cell_id: Sha256
     status: Status
-    protocol: int
+    protocol: Whole
     labels: Labels
     #: canonical description of the cell, whose sha256 is the cell id
     identity: dict[str, Any]
@@ -217,7 +217,7 @@ class Record(_Model):
     tuning: Tuning | None = None
     #: only of a trial, which sees no test image
     validation: Validation | None = None
-    environment: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    environment: dict[str, str | Whole | Number | bool | None] = Field(default_factory=dict)
     plugins: dict[str, Plugin] = Field(default_factory=dict)
     error: Failure | None = None
     warnings: list[str] = Field(default_factory=list)

@@ -6,11 +6,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Mode = Literal["infer", "train"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Text = Annotated[str, StringConstraints(max_length=300)]
+#: Larger ones would overflow in a board's sums and squares, and whole ones beyond 64 bits in its divisions.
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e100, le=1e100)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 #: Drift of the machine during a measurement, in percent, from which on it is warned about.
 DRIFT_LIMIT = 5.0
 
@@ -24,32 +27,32 @@ class SpeedRow(BaseModel):
     mode: Mode
     precision: Precision
     #: None where it was to be found and not even the smallest one worked
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: Whole | None = Field(default=None, ge=1)
     #: why the search for a batch size ended: memory, speed (it no longer rose) or limit; None: it was given
     found_by: Literal["memory", "speed", "limit"] | None = None
     status: Literal["done", "oom", "failed"] = "done"
     message: str | None = Field(default=None, max_length=1000)
-    images_per_s: FiniteFloat | None = Field(default=None, gt=0)
+    images_per_s: Number | None = Field(default=None, gt=0)
     #: milliseconds of one call in an uninterrupted series: the median over the rounds
-    step_ms: FiniteFloat | None = Field(default=None, gt=0)
+    step_ms: Number | None = Field(default=None, gt=0)
     #: interquartile range of `step_ms` over its median
-    iqr_ratio: FiniteFloat | None = Field(default=None, ge=0)
+    iqr_ratio: Number | None = Field(default=None, ge=0)
     #: milliseconds of a single call, waited for
-    latency_ms_p50: FiniteFloat | None = Field(default=None, gt=0)
-    latency_ms_p95: FiniteFloat | None = Field(default=None, gt=0)
-    rounds: int = Field(default=0, ge=0)
+    latency_ms_p50: Number | None = Field(default=None, gt=0)
+    latency_ms_p95: Number | None = Field(default=None, gt=0)
+    rounds: Whole = Field(default=0, ge=0)
     #: calls of one round
-    calls: int = Field(default=0, ge=0)
+    calls: Whole = Field(default=0, ge=0)
     #: change of `step_ms` from the first rounds to their repetition at the end, in percent
-    drift_percent: FiniteFloat | None = None
-    peak_memory_mb: FiniteFloat | None = Field(default=None, ge=0)
-    params: int | None = Field(default=None, ge=0)
+    drift_percent: Number | None = None
+    peak_memory_mb: Number | None = Field(default=None, ge=0)
+    params: Whole | None = Field(default=None, ge=0)
     #: multiply-accumulates of one image's forward pass
-    macs: int | None = Field(default=None, ge=0)
+    macs: Whole | None = Field(default=None, ge=0)
     #: outputs of convolutions and matrix products of one image's forward pass
-    activations: int | None = Field(default=None, ge=0)
+    activations: Whole | None = Field(default=None, ge=0)
     #: `step_ms` of each round, for comparisons
-    samples_ms: list[FiniteFloat] = Field(default_factory=list)
+    samples_ms: list[Number] = Field(default_factory=list)
 
 
 def drift_factor(row: SpeedRow) -> float:

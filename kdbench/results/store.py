@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
+from kdbench.redact import hidden
 from kdbench.results.content import KEY, content_sha256, refuse_edited
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Largest ``result.json`` that is read, in bytes.
 MAX_RECORD_BYTES = 4 * 1024 * 1024
+#: Largest ``curves.jsonl`` that is read, in bytes: a hundred thousand epochs.
+MAX_CURVES_BYTES = 64 * 1024 * 1024
 RESULT = "result.json"
 CURVES = "curves.jsonl"
 _CELL_ID = re.compile(r"[0-9a-f]{64}\Z")
@@ -44,9 +47,11 @@ def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temp, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temp.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a write knows no name
+            error.filename = str(path)
         raise
     if durable:
         _sync_folder(path.parent)
@@ -90,8 +95,14 @@ def read_limited(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from error
     if len(data) > limit:
-        raise RecordError(f"{path}: larger than {limit // 1024} KiB, the limit of a record")
+        raise RecordError(f"{path}: larger than {limit // 1024} KiB, the limit of such a file")
     return data
+
+
+def refuse_link(path: Path) -> None:
+    """Raise RecordError for a link: in somebody's pull request it could point anywhere on this machine."""
+    if path.is_symlink():
+        raise RecordError(f"{path}: is a link, expected a plain file or folder")
 
 
 def parse_record(data: bytes, where: str | Path) -> Record:
@@ -140,7 +151,9 @@ def _first_problem(error: Any) -> str:
 
 def _refuse_infinite(record: Record, where: str | Path) -> None:
     """The typed fields are finite by their types; the free ones are looked at here."""
-    for part, value in (("identity", record.identity), ("environment", record.environment)):
+    found = record.tuning
+    free = [("tuning.space", found.space), ("tuning.params", found.params)] if found is not None else []
+    for part, value in [("identity", record.identity), *free]:
         if not _finite(value):
             raise RecordError(f"{where}: {part}: numbers must be finite")
 
@@ -198,6 +211,9 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
             raise RecordError(f"{path}: holds a finished result; it is replaced only on request")
     path.parent.mkdir(parents=True, exist_ok=True)
     content = record.model_dump(mode="json")
+    # what exceptions, warnings and the environment say; identity and labels are the matrix's own words
+    for part in ("error", "warnings", "environment", "speeds"):
+        content[part] = hidden(content[part])
     content[KEY] = record.content_sha256 = content_sha256(content)
     atomic_write_json(path, content)
 
@@ -218,12 +234,9 @@ def read_curves(folder: str | Path) -> list[dict[str, Any]]:
     A last line that a kill cut off is left out. Raises RecordError for a broken line before the last.
     """
     path = Path(folder) / CURVES
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from error
+    lines = read_limited(path, MAX_CURVES_BYTES).split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
     rows: list[dict[str, Any]] = []

@@ -15,12 +15,19 @@ from kdbench.results.system import read_samples
 
 @dataclass
 class SyncCounts:
-    """What a sync did; `problems` has a line for each failed cell."""
+    """What a sync did with cells; `problems` has a line for each failed one.
+
+    Attributes:
+        summaries, summaries_written: summaries in all, and those that were not there already; None where the sink
+            does not tell.
+    """
 
     written: int = 0
     unchanged: int = 0
     failed: int = 0
     problems: list[str] = field(default_factory=list)
+    summaries: int = 0
+    summaries_written: int | None = None
 
 
 def sync(
@@ -64,7 +71,7 @@ def sync(
             annotate(cell_id, metrics)
         summarise = getattr(sink, "summarise", None)
         if summarise is not None:
-            summarise(summaries)
+            counts.summaries, counts.summaries_written = len(summaries), summarise(summaries)
         observe = getattr(sink, "observe", None)
         if observe is not None:
             observe(read_samples(run.path))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from kdbench.errors import KdbenchError
+from kdbench.redact import learn, redact
 
 DEFAULT_DB = "mlflow.db"
 #: Seconds within which a server that does not answer is given up.
@@ -15,12 +16,6 @@ CONNECT_TIMEOUT_S = 10
 
 class SinkError(KdbenchError):
     """A sink that cannot be opened or written; results on disk are unharmed, `kdbench sync` repairs."""
-
-
-def redact(text: str) -> str:
-    """Return `text` with user, password and tokens of the URIs in it replaced by ``***``."""
-    text = re.sub(r"(://)[^\s'\"]*@", r"\1***@", text)
-    return re.sub(r"(?i)\b(\w*(?:password|passwd|token|secret|pwd)\w*)=[^&\s'\"]+", r"\1=***", text)
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
@@ -37,6 +32,7 @@ def resolve_uri(uri: str | None = None, *, cwd: Path | None = None) -> str:
     """
     cwd = (cwd or Path.cwd()).resolve()
     uri = (uri or os.environ.get("MLFLOW_TRACKING_URI") or "").strip()
+    learn(uri)
     if not uri:
         return sqlite_uri(cwd / DEFAULT_DB)
     path = sqlite_path(uri)

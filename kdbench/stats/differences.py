@@ -105,7 +105,10 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     found = summarise([y - x for x, y in zip(a, b, strict=True)])
     assert found.mean is not None
     mean_a, mean_b = math.fsum(a) / len(a), math.fsum(b) / len(b)
-    return Difference(len(a), mean_a, mean_b, found.mean, found.ci95_low, found.ci95_high, 0.0)
+    low, high = found.ci95_low, found.ci95_high
+    if found.n > 1 and found.sd == 0.0:
+        low = high = found.mean
+    return Difference(len(a), mean_a, mean_b, found.mean, low, high, 0.0)
 
 
 def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Difference:

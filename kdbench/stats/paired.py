@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kdbench.stats.bootstrap import studentised_interval
-from kdbench.stats.summary import summarise
+from kdbench.stats.summary import ROUNDING, summarise
 
 #: Fewer shared seeds than this give no interval, and nothing is claimed.
 MIN_SEEDS = 3
@@ -70,17 +70,11 @@ def paired(mine: Mapping[int, float | None], theirs: Mapping[int, float | None])
     better = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in values) / len(values)
     if found.n < MIN_SEEDS:
         return Paired(found.n, found.mean, better=better, why=f"fewer than {MIN_SEEDS} shared seeds")
-    if _equal(values) and abs(found.mean) > _ROUNDING:
-        return Paired(found.n, found.mean, better=better, why="all differences are equal")
+    if values[-1] - values[0] <= ROUNDING:
+        if abs(found.mean) > ROUNDING:
+            return Paired(found.n, found.mean, better=better, why="all differences are equal")
+        return Paired(found.n, found.mean, found.mean, found.mean, "t", better)
     drawn = studentised_interval(values) if found.n >= BOOTSTRAP_SEEDS else None
     if drawn is None:
         return Paired(found.n, found.mean, found.ci95_low, found.ci95_high, "t", better)
     return Paired(found.n, found.mean, *drawn, "bootstrap-t", better)
-
-
-#: Differences nearer than this are one difference: percents are sums of hundredths.
-_ROUNDING = 1e-9
-
-
-def _equal(values: list[float]) -> bool:
-    return values[-1] - values[0] <= _ROUNDING

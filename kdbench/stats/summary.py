@@ -7,6 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: Values nearer than this are one value: percents are sums of hundredths.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -16,7 +19,9 @@ class Summary:
         n: values that are there.
         mean: arithmetic mean; None where a value is missing or there is none.
         sd: sample standard deviation (n - 1); None where the mean is None or n is 1.
-        ci95_low, ci95_high: two-sided 95 % interval of the mean by Student's t; None where sd is.
+        ci95_low, ci95_high: two-sided 95 % interval of the mean by Student's t; None where sd is, and where all
+            values are equal: that says how coarse they are, not that they have no noise.
+        why: why there is a mean and no interval; else empty.
     """
 
     n: int
@@ -24,6 +29,7 @@ class Summary:
     sd: float | None
     ci95_low: float | None
     ci95_high: float | None
+    why: str = ""
 
 
 def summarise(values: Sequence[float | None]) -> Summary:
@@ -41,7 +47,9 @@ def summarise(values: Sequence[float | None]) -> Summary:
         return Summary(n, None, None, None, None)
     mean = math.fsum(found) / n
     if n == 1:
-        return Summary(n, mean, None, None, None)
+        return Summary(n, mean, None, None, None, "one value")
+    if max(found) - min(found) <= ROUNDING:
+        return Summary(n, mean, 0.0, None, None, "all values are equal")
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in found) / (n - 1))
     half = t975(n - 1) * sd / math.sqrt(n)
     return Summary(n, mean, sd, mean - half, mean + half)

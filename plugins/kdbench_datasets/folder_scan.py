@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdbench.api import DataError
 
+#: Deepest nesting of folders below a class.
+MAX_DEPTH = 32
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -97,7 +100,7 @@ def _class_files(folder: str, real_root: str) -> dict[str, list[tuple[str, int]]
         names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
     for name in names:
         path = os.path.join(folder, name)
-        classes[name] = sorted(_images(path, "", real_root, ()))
+        classes[name] = sorted(_images(path, "", real_root, (), set()))
         if not classes[name]:
             raise DataError(f"{path}: class without images ({', '.join(EXTENSIONS)})")
     if not classes:
@@ -105,25 +108,40 @@ def _class_files(folder: str, real_root: str) -> dict[str, list[tuple[str, int]]
     return classes
 
 
-def _images(folder: str, below: str, real_root: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+def _images(
+    folder: str, below: str, real_root: str, above: tuple[str, ...], seen: set[str]
+) -> Iterator[tuple[str, int]]:
     if os.path.islink(folder):
         _check_inside(folder, real_root)
-    real = os.path.realpath(folder) if above or os.path.islink(folder) else folder
+    real = os.path.realpath(folder)
     if real in above:
         raise DataError(f"{folder}: link to a folder that holds it")
+    if len(above) >= MAX_DEPTH:
+        raise DataError(f"{folder}: more than {MAX_DEPTH} folders deep")
+    # Links to folders that hold two links each give a tree of more files than atoms.
+    if real in seen:
+        raise DataError(f"{folder}: its images are in this class twice, by links")
+    seen.add(real)
     with _scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _images(entry.path, f"{below}{entry.name}/", real_root, (*above, real))
+                yield from _images(entry.path, f"{below}{entry.name}/", real_root, (*above, real), seen)
             elif entry.name.lower().endswith(EXTENSIONS):
                 if entry.is_symlink():
                     _check_inside(entry.path, real_root)
-                try:
-                    yield below + entry.name, entry.stat().st_size
-                except OSError as e:
-                    raise DataError(f"{entry.path}: cannot be read: {e.strerror}") from e
+                yield below + entry.name, _size(entry)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        found = entry.stat()
+    except OSError as e:
+        raise DataError(f"{entry.path}: cannot be read: {e.strerror}") from e
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for without end
+        raise DataError(f"{entry.path}: not a regular file")
+    return found.st_size
 
 
 def _check_inside(path: str, real_root: str) -> None:

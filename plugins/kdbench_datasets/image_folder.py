@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+#: Largest image that is decoded, in pixels: a quarter of a GB as RGB. A file of 100 kB can say to be larger.
+MAX_PIXELS = 1024**3 // 4 // 3
+#: Largest side that is taken from an image, as for ``image_size``.
+_MAX_SIDE = 4096
 
 Triple = tuple[float, float, float]
 
@@ -139,9 +143,14 @@ class ImageFolder(Dataset):
         path = self._split("train").path(0)
         try:
             with Image.open(path, formats=_FORMATS) as image:
-                return min(image.size)
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
+                side = min(image.size)
+        except Exception as e:  # a damaged header can raise nearly anything
             raise _unreadable(path, e) from e
+        if side > _MAX_SIDE:
+            raise DataError(
+                f"{path}: {side} pixels on its shorter side; give an image_size (at most {_MAX_SIDE})"
+            )
+        return side
 
 
 def _read(path: str) -> Image:
@@ -149,8 +158,13 @@ def _read(path: str) -> Image:
 
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError(
+                    f"{width} x {height} pixels, at most {MAX_PIXELS:,} are read"
+                )
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
+    except Exception as e:  # a damaged image can raise nearly anything
         raise _unreadable(path, e) from e
 
 

@@ -1,8 +1,4 @@
-"""Launchers beside the core's local process pool.
-
-The entry point is in place so that cluster launchers (slurm, ray) register here like any third party's; none
-is shipped in this version, and the hook says so by returning an empty list.
-"""
+"""Launchers beside the core's local process pool; what each needs is imported when it is used."""
 
 from __future__ import annotations
 
@@ -14,4 +10,12 @@ from kdbench.hooks import LauncherEntry, hookimpl
 @hookimpl
 def kdbench_launchers() -> Sequence[LauncherEntry]:
     """Return the launchers of this package."""
-    return []
+    return [
+        LauncherEntry(
+            name="slurm",
+            target="kdbench_launchers.slurm.launcher:SlurmLauncher",
+            summary="job arrays of a Slurm cluster; needs kdbench[slurm]",
+            tags=("cluster",),
+            version="1",
+        ),
+    ]

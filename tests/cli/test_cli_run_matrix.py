@@ -13,6 +13,7 @@ from matrices import DIGITS, STUDENT, TEACHER, write_matrix
 from PIL import Image
 
 from kdbench.cli import main
+from kdbench.measure.cores import cores
 
 
 @pytest.fixture(scope="module")
@@ -323,8 +324,9 @@ def test_slots_per_gpu_that_cannot_be(kdbench, tiny_matrix, value):
 
 def test_more_threads_than_cores_are_warned_of(kdbench, tiny_matrix):
     path = tiny_matrix("threads", methods=["vanilla"])
-    done = kdbench.run(path, "--threads", 64)
+    threads = cores() + 1
+    done = kdbench.run(path, "--threads", threads)
     assert done.returncode == 0, done.stderr
-    assert "warning: 1 worker(s) with 64 thread(s) each are more than the" in done.stderr
+    assert f"warning: 1 worker(s) with {threads} thread(s) each are more than the" in done.stderr
     record = by_variant(kdbench.cwd / "runs" / "threads")["vanilla"]
-    assert record["environment"]["threads"] == 64
+    assert record["environment"]["threads"] == threads

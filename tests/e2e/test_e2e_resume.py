@@ -112,10 +112,11 @@ def test_kill_of_a_worker(cut, undisturbed, kdbench, number):
     kill_in_mid_cell(started, run)
     assert started.wait() == 1, started.stderr
     statuses = [r["status"] for r in records(run).values()]
-    assert statuses.count("interrupted") == 1
-    cut_one = next(r for r in records(run).values() if r["status"] == "interrupted")
-    assert "SIGKILL" in cut_one["error"]["message"]
+    # students of a teacher that was cut are cut with it, and go on with it
+    cut_ones = [r["error"]["message"] for r in records(run).values() if r["status"] == "interrupted"]
+    assert sum("SIGKILL" in message for message in cut_ones) == 1
     if number:
+        assert len(cut_ones) == 1
         assert statuses.count("done") == CELLS - 1  # one cell's end never stops the others
     kept = done_files(run)
     check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import chromium
 import pytest
-from factories import TEACHER_ARCH, make_record
+from factories import TEACHER_ARCH, make_record, signed
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
@@ -58,7 +58,7 @@ def site(tmp_path_factory):
             (root / name / part).mkdir(parents=True)
         (root / name / "board.yaml").write_text(f"title: {json.dumps(HOSTILE + name)}\n")
         for record in records:
-            (root / name / "records" / f"{record['cell_id']}.json").write_text(json.dumps(record))
+            (root / name / "records" / f"{record['cell_id']}.json").write_text(json.dumps(signed(record)))
             if name != "bare" and record["status"] == "done":
                 last = record["deployables"]["student"]["last"]["top1"]
                 lines = [f"{e},{2 / e:.3f},{last - 9 / e:.2f},{last - 8 / e:.2f}" for e in range(1, 6)]
@@ -205,7 +205,8 @@ def test_accuracy_over_cost_is_drawn_over_the_chosen_axis(show, site):
     title = lambda b: b.find_element(By.CSS_SELECTOR, "#pareto .xtitle").text  # noqa: E731
     assert title(page) == "Training step, ms (less is better)"
     labels = {t.text for t in page.find_elements(By.CSS_SELECTOR, "#pareto .textpoint")}
-    assert labels == {"vanilla", "kd", "dkd"}
+    assert len(labels) == 4
+    assert labels > {"vanilla", "kd", "dkd"}
     Select(page.find_element(By.ID, "pareto-axis")).select_by_visible_text("Training, images/s")
     wait(page, lambda b: title(b) == "Training, images/s (more is better)")
     Select(page.find_element(By.ID, "pareto-table")).select_by_index(1)

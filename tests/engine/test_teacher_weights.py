@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +197,73 @@ def test_equal_weights_give_equal_bytes_whatever_their_layout() -> None:
     b = b.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert weights_bytes(a) == weights_bytes(b)
     assert weights_bytes(a) != weights_bytes(net(2))
+
+
+class Opens:
+    """What a malicious pickle holds: unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("form", ["pickle", "zip", "legacy", "inside"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".ckpt", ""])
+def test_no_pickle_is_executed_whatever_the_file_is_called(tmp_path: Path, form: str, suffix: str) -> None:
+    touched, path = tmp_path / "touched", tmp_path / f"teacher{suffix}"
+    code: Any = {**net(1).state_dict(), "more": Opens(touched)} if form == "inside" else Opens(touched)
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(code))
+    else:
+        torch.save(code, path, _use_new_zipfile_serialization=form != "legacy")
+    refused(path, "not a checkpoint that can be read")
+    assert not touched.exists()
+    if form == "pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
+    assert touched.exists()  # it was a live one
+
+
+@pytest.mark.parametrize("length", [2**63, 2**40])
+def test_headers_of_safetensors_that_promise_too_much(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{}" + b"\0" * 8)
+    refused(path, "not a checkpoint that can be read")
+    header = b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,16]}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)
+    refused(path, "not a checkpoint that can be read")
+
+
+def test_what_is_hashed_is_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is swapped between two readings would pass for the one whose digest is known."""
+    path, other = tmp_path / "teacher.pt", tmp_path / "other.pt"
+    torch.save(net(1).state_dict(), path)
+    torch.save(net(2).state_dict(), other)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    load = torch.load
+
+    def swap(source: Any, **more: Any) -> Any:
+        os.replace(other, path)
+        return load(source, **more)
+
+    monkeypatch.setattr(torch, "load", swap)
+    target = net(3)
+    load_checkpoint(target, path, digest)
+    assert equal(target, net(1))
+
+
+def test_a_route_that_is_damaged_is_told_in_one_line(tmp_path: Path) -> None:
+    path = route_path(tmp_path, 1)
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    (loader,) = route_loaders(tmp_path, [1])
+    with pytest.raises(KdbenchError, match=r"epoch-0001\.safetensors: not a checkpoint"):
+        loader()
+
+
+def test_a_pipe_for_a_checkpoint_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "teacher.pt")
+    refused(tmp_path / "teacher.pt", "not a regular file")

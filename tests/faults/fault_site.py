@@ -167,6 +167,11 @@ class Saboteur(Method):
         while True:
             self.hoard.append(torch.ones(1_000_000))
 
+    def do_cuda(self, run):
+        self.hoard = []
+        while True:
+            self.hoard.append(torch.ones(1 << 28, device="cuda"))
+
     def do_objects(self, run):
         self._limit()
         self.hoard = []

@@ -111,3 +111,18 @@ def test_what_a_method_does_to_its_process_stays_there(
     others = {cell: value for cell, value in case.expected.items() if cell not in odd}
     faults = [{"fault": f"a method: {act}", "moment": "in a gang"} for act in LIVES.values()]
     check(Case(case.matrix, case.env, others), run, {}, faults, ignore=odd)
+
+
+@pytest.mark.gpu
+def test_memory_of_a_gpu_runs_out(case: Any, kdbench: Any, tmp_path: Path) -> None:
+    """The cell is `oom`, in a gang and alone; the others are done."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    run = tmp_path / "runs" / case.name
+    env = {**case.env, "KDBENCH_TEST_ACTS": json.dumps({"raise": "cuda"})}
+    done = kdbench.run(case.matrix, "--device", "cuda", env=env)
+    assert done.returncode == 1, done.stderr
+    status = {v: r["status"] for v, r in by_variant(run).items()}
+    assert status == {**dict.fromkeys(status, "done"), variant("raise"): "oom"}

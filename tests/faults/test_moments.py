@@ -46,6 +46,7 @@ def rounds(
     check(case, run, before, kills(plan))
 
 
+@pytest.mark.faults
 def test_file_operations(cases: Any, check: Any, kdbench: Any, tmp_path: Path) -> None:
     """Before the second checkpoint's rename, and before that of the record."""
     rounds(cases, check, kdbench, tmp_path, 5, 1, "--gang", "off")

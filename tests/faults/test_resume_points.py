@@ -17,7 +17,7 @@ from kdbench.engine.loop import Interrupted
 
 #: A bank; students and optimizers of their own; a generator without data; two phases; routes of a teacher.
 METHODS = ["crd", "ffl", "dfad", "ab", "mlkd"]
-FEW = {("crd", "stream"), ("ffl", "resident"), ("dfad", "resident")}
+FEW = {("crd", "resident"), ("ffl", "resident"), ("dfad", "resident")}
 STORAGE = {
     "name": "digits",
     "label": "digits",
@@ -82,7 +82,8 @@ def test_cut_at_every_step(world: World, tmp_path: Path, name: str, storage: str
     settled(name, cuts, f"cut of a step, {storage} images", same)
 
 
-@pytest.mark.parametrize("storage", ["resident", pytest.param("stream", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("storage", ["resident", "stream"])
 def test_gang_cut_at_every_step(world: World, tmp_path: Path, storage: str) -> None:
     """All are stopped at once, as they are by SIGTERM; in the next life they begin in another order."""
     over = {"dataset": {**STORAGE, "storage": storage}}

@@ -83,6 +83,7 @@ def test_many_parents_at_once(case: Any, check: Any, kdbench: Any, tmp_path: Pat
     check(case, run, {}, [{"fault": "two parents", "moment": "at once"}] * 2)
 
 
+@pytest.mark.faults
 def test_parent_killed_while_code_is_deaf(cases: Any, check: Any, kdbench: Any, tmp_path: Path) -> None:
     """Code that never gives the interpreter back cannot be told that the parent died; it ends all the same."""
     case = cases.get("deaf", methods=[{"name": "saboteur", "params": {"name": "one"}}])

@@ -369,3 +369,31 @@ def test_cells_that_wait_for_one_of_a_gang(run: Run, tmp_path: Path) -> None:
         "z": "failed",
     }
     assert went_alone(tmp_path) == ["b", "c", "x", "y"]
+
+
+def test_who_has_no_teacher_does_not_fail_with_that_of_its_gang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells without a teacher join a gang for its batches."""
+    monkeypatch.setattr(local, "context", lambda: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(local, "child", lone)
+    monkeypatch.setattr(local, "gang_child", company)
+    after = {"teacher": (), "a": ("teacher",), "b": ("teacher",), "c": (), "d": ()}
+    jobs = {}
+    for cell, first in after.items():
+        (tmp_path / cell).mkdir()
+        (tmp_path / cell / "act").write_text("done")
+        jobs[cell] = Job(cell_id=cell, folder=tmp_path / cell, label=cell, after=first)
+    (tmp_path / "teacher" / "alone").write_text("crash")
+    events: list[dict[str, Any]] = []
+    gang = gang_of([jobs[c] for c in "abcd"])
+    launcher = LocalLauncher({"workers": 2, "gpus": 0})
+    launcher.run([jobs["teacher"], gang], lambda e: events.append(dict(e)), lambda: 0)
+    assert ends(events) == {
+        "teacher": "crashed",
+        "a": "failed",
+        "b": "failed",
+        "c": "finished",
+        "d": "finished",
+    }
+    assert went_alone(tmp_path) == ["teacher"]

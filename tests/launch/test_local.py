@@ -165,6 +165,18 @@ def test_students_of_a_dead_teacher_never_start(run, tmp_path):
     assert told["message"] == "its teacher cell teacher did not finish"
 
 
+def test_students_of_a_teacher_that_was_cut_are_cut(run):
+    """Whatever the next run gets done before it is cut itself, the one after takes them up, unasked."""
+    cells = {
+        "teacher": ("killed", {}),
+        "student": ("done", {"after": ("teacher",)}),
+        "grandchild": ("done", {"after": ("student",)}),
+    }
+    events = run(cells)
+    assert ends(events) == dict.fromkeys(cells, "interrupted")
+    assert events[-1]["message"] == "its teacher cell student was cut"
+
+
 def test_longest_first(run, tmp_path):
     run(
         {"short": ("done", {"cost": 1.0}), "long": ("done", {"cost": 5.0}), "middle": ("done", {"cost": 2.0})}

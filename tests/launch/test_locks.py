@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -141,7 +142,7 @@ def test_waiting_to_measure_keeps_new_epochs_from_starting(tmp_path: Path) -> No
     measuring = threading.Thread(target=measure)
     measuring.start()
     for _ in range(200):
-        probe = FileLock(tmp_path / ".intent-cpu.lock")
+        probe = FileLock(next(tmp_path.glob(".intent-*-cpu.lock")))
         waiting = not probe.try_exclusive()
         probe.close()
         if waiting:
@@ -225,10 +226,14 @@ def test_the_lock_is_free_after_an_error_while_measuring(tmp_path: Path) -> None
 def test_devices_do_not_wait_for_each_other(tmp_path: Path) -> None:
     with Turnstile(tmp_path, "cuda:0").alone():
         Turnstile(tmp_path, "cuda:1").gate()
+    host = socket.gethostname()
+    kinds = [(kind, gpu) for kind in ("intent", "measure") for gpu in (0, 1)]
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == [
-        ".intent-cuda-0.lock",
-        ".intent-cuda-1.lock",
-        ".measure-cuda-0.lock",
-        ".measure-cuda-1.lock",
-    ]
+    assert names == [f".{kind}-{host}-cuda-{gpu}.lock" for kind, gpu in kinds]
+
+
+def test_machines_do_not_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Turnstile(tmp_path, "cuda")
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    with here.alone():
+        Turnstile(tmp_path, "cuda").gate()

@@ -2,12 +2,14 @@
 
 import json
 import re
+import signal
 
 import pytest
 from factories import make_record
 from matrices import write_matrix
 
 from kdbench.errors import KdbenchError
+from kdbench.hooks import Place
 from kdbench.launch.local import LocalLauncher
 from kdbench.launch.plan import Planner
 from kdbench.launch.planned import costs
@@ -291,3 +293,91 @@ def test_launchers_that_know_no_gangs_get_every_cell_alone(session, capsys):
     assert made._arrange(made.jobs, 1, object) == made.jobs
     assert "warning: the launcher 'local' runs every cell alone" in capsys.readouterr().err
     assert [len(j.gang) for j in made._arrange(made.jobs, 1, LocalLauncher)] == [0, 0, 2]
+
+
+class Elsewhere:
+    """A launcher whose cells run on other machines."""
+
+    asked = []
+
+    def __init__(self, options):
+        self.options = options
+
+    @classmethod
+    def place(cls, options, device):
+        cls.asked.append((options, device))
+        return Place(device="cuda", cores=6, leaving="they go on", news=True)
+
+
+@pytest.fixture
+def elsewhere(plan, registry, monkeypatch):
+    """A session with such a launcher, which runs what a test puts in as ``work(launcher, jobs, report, stop)``."""
+    monkeypatch.setattr("kdbench.launch.local.LocalLauncher", Elsewhere)
+    Elsewhere.asked.clear()
+
+    def make(work, **options):
+        Elsewhere.run = work
+        return Session(registry, plan, Options(sinks=("none",), **options), PlainProgress())
+
+    return make
+
+
+def test_cells_elsewhere_are_no_matter_of_this_machine(plan, elsewhere, monkeypatch):
+    monkeypatch.setattr("kdbench.launch.session.warm_up", lambda: pytest.fail("no worker runs here"))
+    monkeypatch.setattr("kdbench.launch.session.Resolver", lambda *_: pytest.fail("no GPU is asked for here"))
+    monkeypatch.setattr("kdbench.launch.session.SystemSampler", lambda *_: pytest.fail("no load is sampled"))
+    seen = []
+    elsewhere(lambda self, jobs, report, stop: seen.extend([self.options, jobs])).run()
+    options, jobs = seen
+    assert Elsewhere.asked == [({k: options[k] for k in ("settings", "methods", "run")}, "auto")]
+    assert (options["settings"], options["methods"]) == ({}, {"vanilla", "kd", "dkd"})
+    assert options["run"] == plan.run.path
+    assert options["workers"] == len(jobs) == len(ALL)
+    assert [job.method for job in jobs] == [method for _, method in ALL]
+    cell = json.loads((jobs[0].folder / "cell.json").read_text())
+    assert (cell["device"], cell["threads"], cell["loaders"]) == ("cuda", None, 4)
+
+
+def test_workers_bound_what_runs_elsewhere(elsewhere):
+    seen = []
+    elsewhere(lambda self, *_: seen.append(self.options["workers"]), workers=2).run()
+    assert seen == [2]
+
+
+def test_endings_from_before_are_mirrored_and_no_progress(plan, elsewhere, monkeypatch, capsys):
+    for cell in plan.cells:
+        put(cell, "done")
+        cell.status = "done"
+    mirrored = []
+
+    def work(self, jobs, report, stop):
+        assert jobs == []
+        report({"event": "note", "message": "a word"})
+        for cell in (plan.cells[1].id, "0" * 64):  # the other is in the matrix no more
+            report({"event": "found", "cell_id": cell})
+
+    session = elsewhere(work)
+    assert session.open_cells() == []
+    assert not session.idle()
+    monkeypatch.setattr(session._mirrors, "write", lambda record, folder: mirrored.append(record["cell_id"]))
+    assert not session.run()
+    assert mirrored == [plan.cells[1].id]
+    told = capsys.readouterr().err
+    assert "a word" in told
+    assert "done " not in told
+
+
+def test_leaving_is_told_as_the_launcher_says(elsewhere, capsys):
+    def work(self, jobs, report, stop):
+        signal.raise_signal(signal.SIGINT)
+        assert stop() == 1
+
+    assert elsewhere(work).run()
+    assert "they go on" in capsys.readouterr().err
+
+
+def test_options_of_a_launcher_that_is_not_there(registry, tmp_path):
+    path = write_matrix(tmp_path / "m.yaml", name="m", launcher_options={"slrum": {}})
+    plan = Planner(registry, load_matrix(str(path)), RunFolder(tmp_path / "run"), ()).plan()
+    with pytest.raises(KdbenchError, match="did you mean 'slurm'"):
+        Session(registry, plan, Options(sinks=("none",), device="cpu"), PlainProgress())

@@ -3,6 +3,7 @@
 import pytest
 from factories import make_record
 
+from kdbench.cli.reproduce import _report
 from kdbench.leaderboard.agreement import agreement
 from kdbench.results.schema import Record
 
@@ -92,3 +93,24 @@ def test_metrics_that_were_not_measured_again_are_named():
     old.deployables["student"].last["agreement"] = 90.0
     found = agreement(old, record(), BOARD)
     assert (found.agrees, found.unmeasured) == (True, ("student/last/agreement",))
+
+
+def test_other_weights_are_compatible_and_do_not_agree(capsys):
+    for weights, word in (
+        ("a" * 64, "agrees: "),
+        ("b" * 64, "compatible: the weights differ; top-1 70.00 %"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            _report(agreement(BOARD[0], record(weights=weights, environment=OTHER), BOARD))
+        assert left.value.code == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith(word)
+
+
+def test_no_accuracy_beyond_what_there_can_be_is_predicted():
+    board = [record(seed, top1) for seed, top1 in enumerate((98.0, 99.0, 100.0))]
+    assert "to 100.00 %" in agreement(board[0], record(weights="b" * 64, environment=OTHER), board).reason
+    board = [record(seed, top1) for seed, top1 in enumerate((0.0, 1.0, 2.0))]
+    assert (
+        "within 0.00 to"
+        in agreement(board[0], record(top1=1.0, weights="b" * 64, environment=OTHER), board).reason
+    )

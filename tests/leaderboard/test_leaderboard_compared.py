@@ -119,6 +119,12 @@ def test_what_the_choice_of_the_epoch_does():
     assert rows(board(*alone([70, None, 71])))["plain"].differences.oracle.mean is None
 
 
+def test_what_is_never_negative_has_no_interval_that_could_be():
+    made = render_board([Record.model_validate(r) for r in NOISY], title="T")["leaderboard.csv"].decode()
+    assert "best_test_oracle_minus_last," in made
+    assert "minus_last_ci95" not in made
+
+
 def test_gap_has_an_interval_over_seeds():
     teacher = make_record(
         method="plain", teacher=None, role="teacher", student=TEACHER_ARCH, seed=7, top1=80.0

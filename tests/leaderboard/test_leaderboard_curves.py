@@ -122,7 +122,7 @@ def run(tmp_path):
 def test_curves_come_to_the_board_with_the_records(run, tmp_path):
     folder, ids = run
     board = tmp_path / "board"
-    assert copy_records(folder, board) == 3
+    assert copy_records(folder, board) == (3, 3)
     build_folder(board)
     assert check_folder(board) == []
     assert {p.stem for p in (board / "curves").iterdir()} == set(ids[:2])

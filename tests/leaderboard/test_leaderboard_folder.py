@@ -4,7 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from factories import make_record, write_run
+from factories import make_record, signed, write_run
 
 from kdbench.cli.leaderboard import leaderboard
 from kdbench.errors import KdbenchError, RecordError
@@ -15,7 +15,7 @@ def make_board(folder, n=3):
     records = folder / "records"
     records.mkdir(parents=True)
     for seed in range(n):
-        record = make_record(seed=seed, top1=70.0 + seed)
+        record = signed(make_record(seed=seed, top1=70.0 + seed))
         (records / f"{record['cell_id']}.json").write_text(json.dumps(record))
     return folder
 
@@ -60,7 +60,7 @@ def test_changed_record_is_found(tmp_path):
     path = sorted((board / "records").iterdir())[0]
     record = json.loads(path.read_text())
     record["deployables"]["student"]["last"]["top1"] = 99.0
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(signed(record)))
     assert len(check_folder(board)) == 2
 
 
@@ -127,8 +127,8 @@ def test_notes_stand_under_the_tables(tmp_path):
         ("titel: x\n", "did you mean 'title'"),
         ("title: 3\n", "title: expected a text"),
         ("[1, 2]\n", "expected the keys"),
-        ("a: [\n", "not YAML"),
-        ("!!python/object/apply:os.system ['true']\n", "not YAML"),
+        ("a: [\n", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']\n", "is not allowed"),
         ("title: " + "x" * 300 + "\n", "at most 200"),
     ],
 )
@@ -145,7 +145,7 @@ def test_broken_board_yaml(tmp_path, content, problem):
 def test_copy_records_takes_every_status_and_refuses_broken_ones(tmp_path):
     records = [make_record(seed=0), make_record(seed=1, status="oom")]
     folder = write_run(tmp_path / "run", records)
-    assert copy_records(folder, tmp_path / "b") == 2
+    assert copy_records(folder, tmp_path / "b") == (2, 2)
     names = {p.stem for p in (tmp_path / "b" / "records").iterdir()}
     assert names == {r["cell_id"] for r in records}
     (folder / "cells" / records[0]["cell_id"] / "result.json").write_text("{")
@@ -171,6 +171,8 @@ def test_commands(tmp_path, monkeypatch):
     assert "other" in result.output
     result = run("check")
     assert (result.exit_code, result.output.count(": ok")) == (0, 2)
+    assert run("check", "other").output == "leaderboards/other: ok\n"
+    assert "did you mean 'other'" in str(run("check", "othe").exception)
     (tmp_path / "leaderboards" / "other" / "README.md").write_text("x")
     result = run("check", "leaderboards/other", "leaderboards/quickstart")
     assert result.exit_code == 1
@@ -193,7 +195,7 @@ def test_name_of_a_run_cannot_lead_elsewhere(tmp_path, monkeypatch):
 def test_references_of_a_board(tmp_path):
     board = make_board(tmp_path / "b")
     for seed in range(3):
-        record = make_record(method="plain", teacher=None, seed=seed, top1=65.0 + seed**2)
+        record = signed(make_record(method="plain", teacher=None, seed=seed, top1=65.0 + seed**2))
         (board / "records" / f"{record['cell_id']}.json").write_text(json.dumps(record))
     (board / "board.yaml").write_text("references: [kd]\n")
     build_folder(board)

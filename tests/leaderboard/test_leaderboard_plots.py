@@ -81,7 +81,7 @@ def test_a_failed_method_does_not_make_the_plot_flat():
     ("low", "high", "log", "expected"),
     [
         (0, 100, False, [0, 20, 40, 60, 80, 100]),
-        (70.1, 70.1, False, [70.0, 70.2]),
+        (80.0, 80.0, False, [40, 60, 80, 100, 120]),
         (23, 2900, True, [20, 50, 100, 200, 500, 1000, 2000, 5000]),
     ],
 )
@@ -112,6 +112,28 @@ def test_the_plot_has_a_mark_for_each_row():
     assert text.count('class="base"') == 1
     assert "NaN" not in text
     assert "nan" not in text
+
+
+def marks(text):
+    root = ET.fromstring(text)
+    return [t.text for t in root.iter(f"{SVG}text") if t.get("class") == "label"]
+
+
+def test_few_points_all_have_a_name_and_the_legend_has_all_marks():
+    text = accuracy_cost(board(*METHODS).sections[0])
+    assert sorted(marks(text)) == ["beaten", "cheap", "dear", "plain"]
+    assert "○ another method" in text
+    many = [(f"m{n}", 80.0 - n / 4, 20.0 + n) for n in range(13)]
+    assert sorted(marks(accuracy_cost(board(("plain", 81.0, 10.0), *many).sections[0]))) == ["plain"]
+
+
+@pytest.mark.parametrize(("last", "cut"), [(75.0, False), (99.0, True)])
+def test_intervals_are_in_view_unless_one_would_make_the_rest_flat(last, cut):
+    records = [r for row in board(*METHODS).rows for r in row.records]
+    for seed, top1 in enumerate((71.0, 73.0, last)):
+        made = make_record(method="wide", student="timm:one", seed=seed, top1=top1, step_ms=20.0)
+        records.append(Record.model_validate(made))
+    assert ("↑ cut" in accuracy_cost(make_board(records, title="T").sections[0])) is cut
 
 
 def test_what_is_outside_the_plot_is_named():

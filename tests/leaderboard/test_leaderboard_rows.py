@@ -1,9 +1,13 @@
 """Grouping, gap closed and relative cost, with numbers by hand."""
 
+import csv
+import io
+
 import pytest
 from factories import TEACHER_ARCH, make_record
 
 from kdbench.errors import RecordError
+from kdbench.leaderboard import render_board
 from kdbench.leaderboard.board import make_board
 from kdbench.results.schema import Record
 
@@ -183,3 +187,23 @@ def test_ranks_need_three_seeds_and_equal_means_share_one():
 def test_two_records_of_one_cell_are_refused():
     with pytest.raises(RecordError, match="more than one record"):
         board(make_record(), make_record(top1=99.0))
+
+
+def test_equal_seeds_have_a_mean_and_the_reason_why_there_is_no_interval():
+    board = make_board([Record.model_validate(make_record(seed=s, top1=9.38)) for s in range(3)], title="T")
+    files = render_board([r for row in board.rows for r in row.records], title="T")
+    assert "9.38 to 9.38" not in files["README.md"].decode()
+    assert "— (all values are equal)" in files["README.md"].decode()
+    (line,) = csv.DictReader(io.StringIO(files["leaderboard.csv"].decode()))
+    assert (line["last_top1_mean"], line["last_top1_ci95_low"], line["last_top1_ci95_high"]) == (
+        "9.3800",
+        "",
+        "",
+    )
+
+
+@pytest.mark.parametrize(("teacher", "told"), [(70.5, True), (80.0, False)])
+def test_a_table_says_why_no_row_closes_a_gap(teacher, told):
+    made = board(*alone([69.0, 70.0, 71.0]), *seeds("kd", [71.0, 72.0, 73.0], teacher_top1=teacher))
+    (note,) = [n for n in made.sections[0].notes if n.startswith("Top-1 of the teacher")]
+    assert ("no gap to close: the teacher is not above the student alone" in note) is told

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from click.testing import CliRunner
-from factories import TEACHER_ARCH, make_record, make_speed_record, write_run
+from factories import TEACHER_ARCH, make_record, make_speed_record, signed, write_run
 
 from kdbench.cli.leaderboard import leaderboard
 from kdbench.errors import KdbenchError
@@ -287,7 +287,7 @@ def boards(tmp_path, monkeypatch):
         folder = tmp_path / "leaderboards" / name / "records"
         folder.mkdir(parents=True)
         for record in (make_record(seed=s) for s in range(3)):
-            (folder / f"{record['cell_id']}.json").write_text(json.dumps(record))
+            (folder / f"{record['cell_id']}.json").write_text(json.dumps(signed(record)))
     return tmp_path / "leaderboards"
 
 

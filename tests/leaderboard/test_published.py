@@ -228,3 +228,5 @@ def test_audit_lists_the_largest_gap_first(tmp_path, monkeypatch, recipe):
     assert result.exit_code == 0, result.output
     assert result.output.startswith("gaps between published and measured: none\n")
     assert "and 12 more (--top)" in result.output
+    assert "\nsources: [1] " in result.output
+    assert "(as in the paper; [1])" in result.output

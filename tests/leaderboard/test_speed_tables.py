@@ -6,7 +6,7 @@ import csv
 import io
 
 import pytest
-from factories import make_record, make_speed_record, make_speed_row
+from factories import make_record, make_speed_record, make_speed_row, signed
 
 from kdbench.leaderboard.board import make_board
 from kdbench.leaderboard.build import render_board
@@ -89,7 +89,7 @@ def test_a_board_of_speeds_is_built_and_checked(tmp_path):
     names = "a", "<blink>"
     (tmp_path / "records").mkdir()
     for record in [make_speed_record(n, [fast(900.0), fast(1.0, batch_size=1)]) for n in names]:
-        atomic_write_json(tmp_path / "records" / f"{record['cell_id']}.json", record)
+        atomic_write_json(tmp_path / "records" / f"{record['cell_id']}.json", signed(record))
     assert build_folder(tmp_path) == 2
     assert check_folder(tmp_path) == []
     lines = list(csv.DictReader(io.StringIO((tmp_path / "speeds.csv").read_text())))

@@ -1,7 +1,6 @@
 """`kdbench submit`: what is refused, what changes, and that twice is once."""
 
 import json
-import os
 
 import pytest
 from click.testing import CliRunner
@@ -37,8 +36,7 @@ def board(tmp_path):
 
 
 def test_a_new_board_is_made_and_passes_the_check(board):
-    assert check_folder(board, notes := []) == []
-    assert notes == []
+    assert check_folder(board) == []
     assert len(list((board / "records").iterdir())) == 3
 
 
@@ -139,14 +137,32 @@ def test_mixed_protocols_and_revisions_are_refused_and_never_ranked_together(tmp
     assert page.count("\n## timm:test\\_resnet") == 2
 
 
-def test_the_check_tells_of_records_without_a_digest(tmp_path, monkeypatch):
+def test_a_record_whose_digest_was_taken_out_is_refused_by_boards(tmp_path, board):
+    path = sorted((board / "records").iterdir())[0]
+    record = json.loads(path.read_text())
+    record["deployables"]["student"]["last"]["top1"] = 99.0
+    del record["content_sha256"]
+    path.write_text(json.dumps(record))
+    (problem,) = check_folder(board)
+    assert problem.startswith(f"{path}: carries no content_sha256")
+    for refused in (build_folder, lambda b: plan_submission(tmp_path / "first", b)):
+        with pytest.raises(RecordError, match="carries no content_sha256"):
+            refused(board)
+
+
+def test_old_records_get_a_digest_when_they_enter_a_board(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "run", [make_record(), signed(make_record(seed=1))], name="q")
-    assert CliRunner().invoke(leaderboard, ["build", "--from", "run"]).exit_code == 0
-    result = CliRunner().invoke(leaderboard, ["check"])
-    assert result.exit_code == 0
-    where = os.path.join("leaderboards", "q")
-    assert f"note: {where}: 1 of 2 records carry no digest of their content" in result.output
+    new = signed(make_record(seed=1))
+    run = write_run(tmp_path / "run", [make_record(), new], name="q")
+    result = CliRunner().invoke(leaderboard, ["build", "--from", "run"])
+    assert result.exit_code == 0, result.output
+    assert "2 records copied from run; 1 had no digest of their content and were given it" in result.output
+    assert CliRunner().invoke(leaderboard, ["check"]).exit_code == 0
+    for name, there in ((make_record()["cell_id"], False), (new["cell_id"], True)):
+        copied = tmp_path / "leaderboards" / "q" / "records" / f"{name}.json"
+        same = copied.read_bytes() == (run / "cells" / name / "result.json").read_bytes()
+        assert same == there
+        assert json.loads(copied.read_text())["content_sha256"]
 
 
 def test_the_board_is_named_after_the_matrix(tmp_path, monkeypatch):

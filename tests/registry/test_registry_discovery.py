@@ -47,3 +47,21 @@ def test_malformed_metadata_of_one_distribution_hides_no_other(dists):
     (nameless / "METADATA").write_text("")
     assert [s.distribution for s in mine(find_entry_points())] == ["fake-good"]
     assert Registry.load().get("methods", "good").version == "7"
+
+
+def test_metadata_that_are_no_text_hide_no_other(dists):
+    dists.add("fake-good", method_plugin("good"))
+    bad = dists.add_metadata("fake-bytes", {"x": "y"})
+    (bad / "METADATA").write_bytes(b"Name: fake-\xff\xfe\nVersion: 1\n")
+    url = dists.add_metadata("fake-url", {"a": "m"}, direct_url="x")
+    (url / "direct_url.json").write_bytes(b"\xff")
+    found = {s.distribution: s for s in mine(find_entry_points())}
+    assert {"fake-good", "fake-url"} <= set(found)
+    assert found["fake-url"].direct_url is None
+
+
+def test_versions_fit_into_a_record(dists):
+    made = dists.add_metadata("fake-long", {"a": "m"})
+    (made / "METADATA").write_text(f"Name: fake-long\nVersion: {'9' * 5000}\n")
+    (source,) = mine(find_entry_points())
+    assert len(source.version) == 200

@@ -9,6 +9,7 @@ import pytest
 from fake_distributions import method_plugin, unique_module
 
 from kdbench.registry import Registry, code_digest
+from kdbench.registry.provenance import git_revision
 
 
 def test_digest_covers_every_source_file_and_its_place(dists):
@@ -96,3 +97,20 @@ def test_commit_from_the_installers_note(dists, direct_url, expected):
 
 def find(distribution):
     return next(p for p in Registry.load().plugins() if p.distribution == distribution)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5000,
+        '{"url": "http://[", "dir_info": {"editable": true}}',
+        '{"url": "file:+/relative", "dir_info": {"editable": true}}',
+        '{"url": "file:///a\\u0000b", "dir_info": {"editable": true}}',
+        '{"url": 3, "dir_info": []}',
+    ],
+)
+def test_a_strange_direct_url_has_no_commit(text, monkeypatch):
+    asked = []
+    monkeypatch.setattr("subprocess.run", lambda *a, **k: asked.append(a))
+    assert git_revision(text) is None
+    assert asked == []

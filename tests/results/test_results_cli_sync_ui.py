@@ -20,12 +20,32 @@ def test_sync_by_name_and_by_folder_and_again(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "runs" / "quickstart", records)
     result = CliRunner().invoke(sync, ["quickstart"])
     assert result.exit_code == 0, result.output
-    assert "2 written, 0 unchanged, 0 failed" in result.output
+    assert "cells: 2 written, 0 unchanged, 0 failed; summaries: 1 written, 0 unchanged" in result.output
     (folder / "cells" / records[0]["cell_id"] / "result.json").write_text("{")
     result = CliRunner().invoke(sync, [str(folder), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"])
     assert result.exit_code == 1
     assert "0 written, 1 unchanged, 1 failed" in result.output
     assert records[0]["cell_id"] in result.output
+
+
+def test_a_sync_is_no_run_of_the_matrix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_run(tmp_path / "run", [make_record()])
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def runs():
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        found = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        return [r.data.tags.get("kdbench.made_by") for r in found if r.data.tags["kdbench.kind"] == "matrix"]
+
+    assert CliRunner().invoke(sync, [str(folder), "--tracking-uri", uri]).exit_code == 0
+    assert runs() == ["sync"]
+    write_run(tmp_path / "more", [make_record(seed=1)])
+    result = CliRunner().invoke(sync, [str(tmp_path / "more"), "--tracking-uri", uri])
+    assert "cells: 1 written" in result.output
+    assert runs() == ["sync"], "the store has one already"
 
 
 def test_sync_unknown_name(tmp_path, monkeypatch):

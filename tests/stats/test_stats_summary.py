@@ -50,5 +50,12 @@ def test_order_does_not_matter_and_interval_holds_the_mean(values, rng):
     shuffled = list(values)
     rng.shuffle(shuffled)
     assert summarise(shuffled) == a
-    if len(values) > 1:
+    if a.ci95_low is not None:
         assert a.ci95_low <= a.mean <= a.ci95_high
+
+
+@pytest.mark.parametrize("values", [[93.8] * 3, [70.1, 70.1]])
+def test_equal_values_have_no_interval(values):
+    s = summarise(values)
+    assert (s.mean, s.sd, s.why) == (pytest.approx(values[0]), 0.0, "all values are equal")
+    assert s.ci95_low is s.ci95_high is None

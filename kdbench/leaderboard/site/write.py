@@ -52,7 +52,8 @@ def write_site(boards: Sequence[SiteBoard], out: Path) -> Path:
     """Write the site into the folder `out`, made if needed, and return the path of its first page.
 
     Files of an earlier build that are no longer part of the site are removed; others in the folder stay. Files
-    are not written atomically: the site can always be built again. Raises OSError.
+    are not written atomically: the site can always be built again. Raises OSError, KdbenchError for a link in
+    `out` that leads out of it.
     """
     before = _manifest(out)
     written: list[str] = []
@@ -60,16 +61,33 @@ def write_site(boards: Sequence[SiteBoard], out: Path) -> Path:
     for name, content in render_site(boards):
         path = out / name
         if path.parent not in folders:
+            _stays_inside(path.parent, out)
             path.parent.mkdir(parents=True, exist_ok=True)
             folders.add(path.parent)
+        if path.is_symlink():
+            path.unlink()
         # 5 MB that rarely change: left alone where they are there already
         if not (name.endswith("plotly.min.js") and path.exists() and path.stat().st_size == len(content)):
-            path.write_bytes(content)
+            try:
+                path.write_bytes(content)
+            except OSError as error:
+                error.filename = str(path)  # a write knows no name
+                raise
         written.append(name)
+    if (out / MANIFEST).is_symlink():
+        (out / MANIFEST).unlink()
     (out / MANIFEST).write_text(json.dumps(sorted(written), indent=0) + "\n", encoding="utf-8")
     for name in sorted(set(before) - set(written)):
-        (out / name).unlink(missing_ok=True)
+        if (out / name).parent.is_dir():
+            _stays_inside((out / name).parent, out)
+            (out / name).unlink(missing_ok=True)
     return out / "index.html"
+
+
+def _stays_inside(folder: Path, out: Path) -> None:
+    """A link in somebody's branch must not make the site write elsewhere. Raises KdbenchError."""
+    if not folder.resolve().is_relative_to(out.resolve()):
+        raise KdbenchError(f"{folder}: is a link out of the site's folder; remove it")
 
 
 def _manifest(out: Path) -> list[str]:

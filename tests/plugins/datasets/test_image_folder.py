@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -327,3 +329,61 @@ def test_twelve_thousand_files_are_described_in_a_fifth_of_the_allowed_time(tmp_
         assert folder(root).describe().n_train == 6000
         times.append(time.perf_counter() - start)
     assert min(times) < 0.3
+
+
+def test_a_pipe_is_not_waited_for(root):
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png: not a regular file"):
+        folder(root).describe()
+
+
+def test_links_that_double_at_every_level(root):
+    """Thirty folders whose links make a tree of 2 ** 30 files."""
+    levels = root / "train" / ".levels"
+    for k in range(30):
+        (levels / str(k)).mkdir(parents=True)
+        for name in "ab":
+            (levels / str(k) / name).symlink_to(levels / str(k + 1))
+    write(levels / "30" / "x.png")
+    (root / "train" / "cat" / "bomb").symlink_to(levels / "0")
+    with pytest.raises(DataError, match="twice, by links"):
+        folder(root).describe()
+
+
+def test_folders_without_end(root):
+    write(root.joinpath("train", "cat", *["d"] * 40, "x.png"))
+    with pytest.raises(DataError, match="more than 32 folders deep"):
+        folder(root).describe()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of some hundred bytes that says to be of a size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 10_000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("size", [(60_000, 60_000), (10_000, 9_000), (3, 2**31 - 1)])
+def test_images_that_would_fill_the_memory(root, size):
+    (root / "train" / "cat" / "0.png").write_bytes(bomb(*size))
+    with pytest.raises(DataError, match=r"0\.png: (image too large|not a readable image)"):
+        folder(root).image("train", 0)
+
+
+def test_a_side_that_no_network_takes_is_asked_for(root):
+    (root / "train" / "cat" / "0.png").write_bytes(bomb(5000, 5000))
+    with pytest.raises(DataError, match="5000 pixels on its shorter side; give an image_size"):
+        folder(root).describe()
+
+
+def test_names_of_files_stay_on_the_line(root):
+    (root / "train" / "cat" / "a\n\x1b[2Jb.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        folder(root, image_size=8).image("train", 3)
+    assert str(caught.value).isprintable()
+    assert "a\\n\\x1b[2Jb.png" in str(caught.value)

@@ -82,7 +82,7 @@ def test_asking_for_entries_imports_only_the_hooks():
         "import sys, kdbench_architectures, kdbench_datasets, kdbench_launchers, kdbench_tasks\n"
         "kdbench_tasks.kdbench_tasks(), kdbench_tasks.kdbench_evaluators()\n"
         "kdbench_datasets.kdbench_datasets()\n"
-        "assert kdbench_launchers.kdbench_launchers() == []\n"
+        "kdbench_launchers.kdbench_launchers()\n"
         "kdbench_architectures.kdbench_architectures()\n"
         "mine = sorted(m for m in sys.modules if m.startswith('kdbench') and '.' in m)\n"
         "sys.exit('' if mine == ['kdbench.hooks'] and 'torch' not in sys.modules else str(mine))"

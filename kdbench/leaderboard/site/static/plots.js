@@ -102,22 +102,26 @@ const plots = (() => {
       const { axis, points, best } = current();
       const [bottom, top] = usualRange(points.map((p) => p.y));
       const inside = points.filter((p) => p.y >= bottom && p.y <= top);
-      const margin = 0.2 * Math.max(top - bottom, 1);
+      // room for all intervals but those that would make the rest flat
+      const spread = Math.max(top - bottom, 1);
+      const ends = inside.filter((p) => p.low !== null);
+      const shown = ends.filter((p) => p.high - p.low <= 3 * spread);
+      const margin = shown.length < ends.length || !ends.length ? 0.2 * spread : 0.04 * spread;
       const range = [
-        Math.max(Math.min(bottom, ...inside.map((p) => p.low ?? bottom)), bottom - margin) - 0.3,
-        Math.min(Math.max(top, ...inside.map((p) => p.high ?? top)), top + margin) + 0.6,
+        Math.min(bottom, ...shown.map((p) => p.low)) - margin,
+        Math.max(top, ...shown.map((p) => p.high)) + margin,
       ];
       const xs = inside.map((p) => p.x);
       const [least, most] = [Math.min(...xs), Math.max(...xs)];
       const log = least > 0 && most / least > 8;
-      const pad = log ? 0.06 * Math.log10(most / least) : 0.06 * Math.max(most - least, Math.abs(most) * 0.02, 1e-9);
+      const pad = log ? 0.06 * Math.log10(most / least) : 0.06 * Math.max(most - least, most > least ? 0 : 8 * Math.abs(most), 1e-9);
       const across = log ? [Math.log10(least) - pad, Math.log10(most) + pad] : [least - pad, most + pad];
       const trace = (chosen, more) => ({
         type: "scatter", mode: "markers", x: chosen.map((p) => p.x), y: chosen.map((p) => p.y),
         text: chosen.map((p) => plain(short(p.name, 40))),
         hovertemplate: `<b>%{text}</b><br>top-1 %{y:.2f} %<br>${plain(axis.title)} %{x:.4~g}<extra></extra>`,
         error_y: {
-          type: "data", symmetric: false, thickness: 1, width: 0, color: colour("whisker"),
+          type: "data", symmetric: false, thickness: 1.3, width: 3, color: colour("whisker"),
           array: chosen.map((p) => (p.high === null ? 0 : p.high - p.y)), arrayminus: chosen.map((p) => (p.low === null ? 0 : p.y - p.low)),
         },
         ...more,
@@ -128,7 +132,7 @@ const plots = (() => {
       const label = { mode: "markers+text", textposition: "top center", textfont: { color: colour("fg") }, cliponaxis: false };
       const traces = [
         { type: "scatter", mode: "lines", x: front.map((p) => p.x), y: front.map((p) => p.y), hoverinfo: "skip", line: { color: colour("mark"), dash: "dash", width: 1.5 } },
-        trace(others, { marker: { symbol: "circle-open", size: 8, color: colour("dim"), line: { width: 1.6 } } }),
+        trace(others, { ...(points.length <= 12 ? label : {}), marker: { symbol: "circle-open", size: 8, color: colour("dim"), line: { width: 1.6 } } }),
         trace(front.filter((p) => !p.base), { ...label, marker: { symbol: "diamond", size: 11, color: colour("mark") } }),
         trace(bases, { ...label, marker: { symbol: "square", size: 10, color: colour("fg") } }),
       ];

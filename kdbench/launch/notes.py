@@ -1,0 +1,64 @@
+"""What a run writes of its plan and of the whole: the matrix, the cells that cannot be, words to the sinks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdbench.launch.failure import failure_record
+from kdbench.launch.mirror import Mirrors
+from kdbench.launch.plan import Plan
+from kdbench.launch.views import Facts
+from kdbench.matrix.identity import PROTOCOL
+from kdbench.results.store import atomic_write_json, read_record_dict, write_record
+
+#: In a run folder: its board is not made yet, or not made whole.
+BOARD_DUE = ".board-due"
+
+
+def write_matrix(plan: Plan) -> None:
+    """Write ``matrix.json`` into the run folder, and note that its board is due. Raises OSError."""
+    (plan.run.path / BOARD_DUE).touch()
+    matrix = plan.matrix.matrix
+    facts = {
+        "name": matrix.name,
+        "protocol": PROTOCOL,
+        "title": matrix.title,
+        "description": matrix.description,
+        "sha256": plan.matrix.text_sha256,
+    }
+    atomic_write_json(plan.run.path / "matrix.json", facts)
+
+
+def matrix_facts(plan: Plan) -> dict[str, Any]:
+    """Return what sinks and plug-ins are told of a matrix and its cells."""
+    matrix = plan.matrix.matrix
+    return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": Facts(plan.cells)}
+
+
+def note_not_applicable(plan: Plan, mirrors: Mirrors) -> None:
+    """Leave a record of cells that cannot be, so that a board shows them with the reason. Raises OSError."""
+    for cell in plan.cells:
+        if cell.status != "not_applicable":
+            continue
+        path = cell.folder / "result.json"
+        if path.exists() and read_record_dict(path)["status"] == "not_applicable":
+            continue
+        content = cell.file.model_dump(mode="json")
+        record = failure_record(content, "not_applicable", cell.reason or "", type_="NotApplicable")
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(cell.folder / "cell.json", content)
+        write_record(cell.folder, record)
+        mirrors.write(cell.folder)
+
+
+def annotate(plan: Plan, mirrors: Mirrors) -> None:
+    """Tell the sinks what takes the whole matrix to know."""
+    if not mirrors.annotated:
+        return
+    from kdbench.leaderboard.mirrored import tell
+
+    # of all that is in the folder, so that `kdbench sync` tells the same
+    told = tell(plan.run.good_records())
+    for cell_id, metrics in told.annotations.items():
+        mirrors.annotate(cell_id, metrics)
+    mirrors.summarise(told.summaries)
