@@ -205,14 +205,14 @@ class CellTrainer:
             self.warnings += doubts(handle.name, source, handle.net, run.data)
 
     def _on_epoch(self, row: dict[str, Any]) -> None:
-        with (self.folder / "curves.jsonl").open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        assert self.loop is not None
+        self._write_curves(self.loop.at, durable=False)  # the checkpoint has them too
         self.hooks.epoch(row)
 
-    def _write_curves(self, at: Progress) -> None:
-        """Rewrite the curves from the state: a cut epoch may have left a row twice."""
+    def _write_curves(self, at: Progress, *, durable: bool = True) -> None:
+        """Write the curves from the state: lines that are added would not ask whether the cell is still ours."""
         text = "".join(json.dumps(row) + "\n" for row in at.rows)
-        atomic_write_bytes(self.folder / "curves.jsonl", text.encode())
+        atomic_write_bytes(self.folder / "curves.jsonl", text.encode(), durable=durable)
 
     def _evaluate(self, method: Method, run: CellRun) -> dict[str, dict[str, float]]:
         def keep(counts: torch.Tensor) -> None:

@@ -53,7 +53,6 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
     from kdbench.engine.cell import now, read_cell
     from kdbench.engine.gang import Gang
     from kdbench.registry import Registry
-    from kdbench.results.store import remove_unfinished
 
     started = now()
     cells = {folder: read_cell(folder) for folder in folders}
@@ -70,7 +69,6 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
         if isinstance(lease, int):
             raise Over(lease)
         leases[folder] = lease
-        remove_unfinished(folder)
         report({"event": "started", "cell_id": cells[folder].cell_id, "pid": os.getpid()})
         return _GangHooks(folder, cells[folder].cell_id, report, stop, turnstile, lease)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import sys
 import time
@@ -9,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kdbench.errors import KdbenchError
+from kdbench.results import fence
 from kdbench.results.lease import Lease, LeaseLost
-from kdbench.results.store import RESULT, read_record_dict
+from kdbench.results.store import RESULT, read_record_dict, remove_unfinished
 
 #: Exit codes of a worker process that did all it had to, and of one that leaves the rest to a later one.
 DONE, INTERRUPTED = 0, 130
@@ -27,6 +30,24 @@ class Busy(Exception):
     """Another process is at work on a cell, and the caller has others to get on with."""
 
 
+class CellLease(Lease):
+    """The lease of a cell's folder, into which nothing is written once it is lost."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._guarded = folder
+
+    def enter(self) -> None:
+        """Guard the folder, and remove what an earlier process had begun to write. Raises LeaseLost, OSError."""
+        fence.guard(self._guarded, self.check)
+        remove_unfinished(self._guarded, self.check)
+
+    def close(self) -> None:
+        """Let the folder go."""
+        fence.unguard(self._guarded)
+        super().close()
+
+
 def hold(folder: Path, stop: Callable[[], bool], patience_s: float = math.inf) -> Lease | int:
     """Take the lease of a cell, waiting for a holder that is not done.
 
@@ -34,18 +55,32 @@ def hold(folder: Path, stop: Callable[[], bool], patience_s: float = math.inf) -
     `stop` ended. Raises OSError, and Busy after `patience_s`: two that wait for each other's cells would wait for
     ever.
     """
-    lease, before = Lease(folder), _stamp(folder)
-    if lease.take():
-        return lease
-    print(f"waiting: {lease.holder()} is at work on this cell", file=sys.stderr, flush=True)
-    until = time.monotonic() + patience_s
-    if not lease.wait(lambda: stop() or time.monotonic() > until):
-        if stop():
-            return INTERRUPTED
-        raise Busy
-    if _stamp(folder) != before and _done(folder):
+    lease, before = CellLease(folder), _stamp(folder)
+    if not lease.take():
+        print(f"waiting: {lease.holder()} is at work on this cell", file=sys.stderr, flush=True)
+        until = time.monotonic() + patience_s
+        if not lease.wait(lambda: stop() or time.monotonic() > until):
+            if stop():
+                return INTERRUPTED
+            raise Busy
+    try:
+        lease.enter()
+    except LeaseLost as error:  # stopped for so long that another one has it by now
+        print(error, file=sys.stderr, flush=True)
+        lease.close()
+        return INTERRUPTED
+    # from here on the holder before writes nothing more
+    if _done(folder) and (_stamp(folder) != before or (lease.inherited and _whole(folder))):
         lease.close()
         return DONE
+    return lease
+
+
+def hold_run(folder: Path) -> Lease:
+    """Take the lease of a run folder. Raises KdbenchError where another process has it, OSError."""
+    lease = Lease(folder)
+    if not lease.settle():
+        raise KdbenchError(f"{folder}: another kdbench is running this matrix ({lease.holder()})")
     return lease
 
 
@@ -58,6 +93,8 @@ def lost(lease: Lease | None, error: BaseException) -> bool:
             lease.check()
         except LeaseLost as e:
             error = e
+        except OSError:  # nobody can tell; whoever writes asks again
+            return False
         else:
             return False
     print(error, file=sys.stderr, flush=True)
@@ -77,3 +114,13 @@ def _done(folder: Path) -> bool:
         return read_record_dict(folder / RESULT)["status"] == "done"
     except KdbenchError:
         return False
+
+
+def _whole(folder: Path) -> bool:
+    """Return whether a finished cell has the files that others wait for."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        cell = json.loads((folder / "cell.json").read_bytes())
+        route = [f"route/epoch-{e:04d}.safetensors" for e in cell.get("keep_epochs") or ()]
+        wanted = ["model.safetensors", *route] if route or cell["labels"]["role"] == "teacher" else []
+        return all((folder / name).exists() for name in wanted)
+    return False

@@ -9,6 +9,7 @@ from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Plan
 from kdbench.launch.views import Facts
 from kdbench.matrix.identity import PROTOCOL
+from kdbench.results.progress import write_plan
 from kdbench.results.store import atomic_write_json, read_record_dict, write_record
 
 #: In a run folder: its board is not made yet, or not made whole.
@@ -16,7 +17,7 @@ BOARD_DUE = ".board-due"
 
 
 def write_matrix(plan: Plan) -> None:
-    """Write ``matrix.json`` into the run folder, and note that its board is due. Raises OSError."""
+    """Write ``matrix.json`` and the list of cells, and note that the board is due. Raises OSError."""
     (plan.run.path / BOARD_DUE).touch()
     matrix = plan.matrix.matrix
     facts = {
@@ -27,6 +28,8 @@ def write_matrix(plan: Plan) -> None:
         "sha256": plan.matrix.text_sha256,
     }
     atomic_write_json(plan.run.path / "matrix.json", facts)
+    patterns = {p: k for k, p in enumerate(dict.fromkeys(c.pattern for c in plan.cells))}
+    write_plan(plan.run, [(c.id, patterns[c.pattern]) for c in plan.cells])
 
 
 def matrix_facts(plan: Plan) -> dict[str, Any]:

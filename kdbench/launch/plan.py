@@ -11,6 +11,14 @@ from typing import Any
 from kdbench.engine.cellspec import Arch, CellFile, Data, TeacherSource, Timing
 from kdbench.errors import KdbenchError, MatrixError
 from kdbench.launch.foresight import single_image, too_few, training_images
+from kdbench.launch.kinds import (
+    dataset_key,
+    method_key,
+    one_of_each,
+    pattern_key,
+    patterns_of,
+    probe_question,
+)
 from kdbench.launch.places import (
     NETWORKS,
     place_of,
@@ -93,17 +101,17 @@ class Planner:
         for cell in planned:
             if cell.id in there and cell.status != "not_applicable":
                 look(cell, self._registry)
-        possible = [p.spec for p in _patterns(planned)]
-        doubts = dict.fromkeys(single_image(spec, self._infos[_dataset_key(spec)]) for spec in possible)
+        possible = [p.spec for p in patterns_of(planned)]
+        doubts = dict.fromkeys(single_image(spec, self._infos[dataset_key(spec)]) for spec in possible)
         told = [*warnings, *(text for text in doubts if text)]
         return Plan(self._loaded, self._run, planned, told, settled), asked
 
     def space(self, spec: CellSpec) -> dict[str, Any]:
         """Return the space that the method of a planned cell declares for its search."""
-        return dict(self._methods[_method_key(spec)]["search"])
+        return dict(self._methods[method_key(spec)]["search"])
 
     def _check_names(self, specs: Sequence[CellSpec]) -> None:
-        for spec in _distinct(specs):
+        for spec in one_of_each(specs):
             wanted = [("tasks", spec.task), ("methods", spec.method.name)]
             nets = (spec.student, spec.teacher, spec.assistant)
             wanted += [("architectures", net.name) for net in nets if net is not None]
@@ -123,8 +131,8 @@ class Planner:
     def _describe_datasets(self, specs: Sequence[CellSpec]) -> None:
         from kdbench.engine.build_dataset import make_dataset
 
-        for spec in _distinct(specs):
-            key = _dataset_key(spec)
+        for spec in one_of_each(specs):
+            key = dataset_key(spec)
             if key in self._infos:
                 continue
             where = self._loaded.where(*self._place(spec, "datasets", spec.dataset.name))
@@ -151,10 +159,10 @@ class Planner:
 
     def _resolve_methods(self, specs: Sequence[CellSpec]) -> None:
         distinct: dict[str, CellSpec] = {}
-        for spec in _distinct(specs):
-            distinct.setdefault(_method_key(spec), spec)
+        for spec in one_of_each(specs):
+            distinct.setdefault(method_key(spec), spec)
             if (alone := teacher_cell(spec)) is not None:
-                distinct.setdefault(_method_key(alone), alone)
+                distinct.setdefault(method_key(alone), alone)
         questions = [
             {
                 "ask": "method",
@@ -172,7 +180,7 @@ class Planner:
             self._methods[key] = answer
 
     def _add(self, spec: CellSpec, cells: dict[str, PlannedCell], keep: int = 0) -> PlannedCell:
-        key = _pattern_key(spec)
+        key = pattern_key(spec)
         pattern = self._patterns.get(key)
         if pattern is None:
             pattern = self._patterns[key] = self._pattern(spec, cells)
@@ -192,7 +200,7 @@ class Planner:
         return cell
 
     def _pattern(self, spec: CellSpec, cells: dict[str, PlannedCell]) -> Pattern:
-        method = self._methods[_method_key(spec)]
+        method = self._methods[method_key(spec)]
         teachers: list[TeacherSource] = []
         after: list[str] = []
         reason = None
@@ -207,7 +215,7 @@ class Planner:
         if reason is None and method["assistants"] and spec.assistant is None:
             reason = "needs a pair with an assistant"
         teaching = Teaching(
-            info=self._infos[_dataset_key(spec)],
+            info=self._infos[dataset_key(spec)],
             reads=method["reads"],
             real_data=method["real_data"],
             views=tuple(method["views"]),
@@ -227,7 +235,7 @@ class Planner:
             digest = self._hash(path, where)
             if teacher.sha256 is not None and teacher.sha256.lower() != digest:
                 raise MatrixError(f"{where}: {path}: sha256 is {digest}, the matrix expects {teacher.sha256}")
-            channels = self._infos[_dataset_key(spec)].in_chans
+            channels = self._infos[dataset_key(spec)].in_chans
             if teacher.mean is not None and len(teacher.mean) != channels:
                 raise MatrixError(
                     f"{where}: the teacher's mean and std have {len(teacher.mean)} values, "
@@ -266,7 +274,7 @@ class Planner:
         return self._digests[key]
 
     def _file(self, spec: CellSpec, method: Mapping[str, Any], teachers: list[TeacherSource]) -> CellFile:
-        get, info = self._registry.get, self._infos[_dataset_key(spec)]
+        get, info = self._registry.get, self._infos[dataset_key(spec)]
         storage = choose_storage(spec.dataset.storage, info, spec.recipe.augment.kind)
         # only for methods that use it, so that naming one leaves the ids of all other cells as they are
         assistant = spec.assistant if method["assistants"] else None
@@ -291,7 +299,7 @@ class Planner:
             teachers=described,
             assistant_version=get("architectures", assistant.name).version if assistant else None,
             storage=storage,
-            dataset_args=self._data_args[_dataset_key(spec)],
+            dataset_args=self._data_args[dataset_key(spec)],
             teacher_cache=table,
         )
         timing = spec.throughput
@@ -342,8 +350,8 @@ class Planner:
 
     def _probe(self, cells: Sequence[PlannedCell]) -> None:
         groups: dict[str, list[Pattern]] = {}
-        for pattern in _patterns(cells):
-            groups.setdefault(json.dumps(_probe_question(pattern.file), sort_keys=True), []).append(pattern)
+        for pattern in patterns_of(cells):
+            groups.setdefault(json.dumps(probe_question(pattern.file), sort_keys=True), []).append(pattern)
         answers = self._resolver.ask([json.loads(q) for q in groups])
         for group, answer in zip(groups.values(), answers, strict=True):
             spec = group[0].spec
@@ -355,38 +363,13 @@ class Planner:
                 raise MatrixError(f"{where}: {answer['error']}")
             for pattern in group:
                 pattern.macs = answer.get("macs")
-                pattern.images = training_images(pattern.spec, self._infos[_dataset_key(pattern.spec)])
+                pattern.images = training_images(pattern.spec, self._infos[dataset_key(pattern.spec)])
                 if pattern.teaching is not None:
                     pattern.teaching.pooled = tuple(answer.get("pooled") or ())
                 pattern.reason = pattern.reason or answer.get("reason")
         for cell in cells:
             if cell.pattern.reason and cell.status != "not_applicable":
                 cell.status, cell.reason = "not_applicable", cell.pattern.reason
-
-
-def _patterns(cells: Sequence[PlannedCell]) -> list[Pattern]:
-    """Return the patterns of the cells that can be, in their order."""
-    return list(dict.fromkeys(c.pattern for c in cells if c.status != "not_applicable"))
-
-
-def _pattern_key(spec: CellSpec) -> tuple[Any, ...]:
-    """Return what all but the seed of a cell is known by; the parts of specs live as long as the plan is made."""
-    parts = (
-        spec.method,
-        spec.teacher,
-        spec.student,
-        spec.dataset,
-        spec.recipe,
-        spec.assistant,
-        spec.throughput,
-        spec.tuning,
-    )
-    return (spec.role, spec.task, *map(id, parts), spec.source, spec.evaluators, spec.timeout_s, spec.pair)
-
-
-def _distinct(specs: Sequence[CellSpec]) -> list[CellSpec]:
-    """Return one of the cells that differ in their seeds only, for each of them."""
-    return list({_pattern_key(spec): spec for spec in reversed(specs)}.values())[::-1]
 
 
 def _without_idle_teachers(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
@@ -400,34 +383,3 @@ def _tuning(spec: CellSpec) -> Tuning | None:
         return None
     facts = {key: value for key, value in vars(spec.tuning).items() if key != "shared"}
     return Tuning.model_validate({**facts, "seeds": list(spec.tuning.seeds)})
-
-
-def _dataset_key(spec: CellSpec) -> str:
-    limits = [spec.dataset.limit_train, spec.dataset.limit_test]
-    return json.dumps([spec.dataset.name, dict(spec.dataset.args), limits], sort_keys=True, default=str)
-
-
-def _method_key(spec: CellSpec) -> str:
-    return json.dumps([spec.method.name, spec.method.preset, dict(spec.method.params)], sort_keys=True)
-
-
-def _probe_question(file: CellFile) -> dict[str, Any]:
-    """Return the question, without what cannot matter to the answer (seed, labels, teacher cell ids)."""
-    cell = file.model_dump(mode="json")
-    cell.update(
-        cell_id="0" * 64, identity={}, seed=0, keep_epochs=[], evaluators=[], throughput=None, tuning=None
-    )
-    cell["labels"] = {
-        **cell["labels"],
-        "seed": 0,
-        "matrix": "",
-        "role": "student",
-        "variant": "",
-        "recipe": "",
-        "track": "",
-    }
-    cell["labels"].update(preset=None, fidelity="")
-    for k, teacher in enumerate(cell["teachers"]):
-        if teacher["source"] == "cell":
-            teacher["ref"] = str(k)
-    return {"ask": "probe", "cell": cell}

@@ -11,18 +11,19 @@ from typing import Any
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
+from kdbench.launch.chosen import OPEN, open_cells, still_open
 from kdbench.launch.elsewhere import known_options, place_of, shares_at
 from kdbench.launch.failure import clean_log, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
+from kdbench.launch.holding import hold_run
 from kdbench.launch.mirror import Mirrors, prepare
 from kdbench.launch.notes import annotate, matrix_facts, note_not_applicable, write_matrix
 from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
-from kdbench.launch.planned import look
 from kdbench.launch.progress import CUT, Progress, clock_text, outcome
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
@@ -33,14 +34,8 @@ from kdbench.launch.teacher_plan import describe
 from kdbench.launch.views import Files
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
-from kdbench.results.lease import Lease
-from kdbench.results.progress import write_plan
+from kdbench.results.lease import Lease, LeaseLost
 from kdbench.results.store import atomic_write_bytes, read_record_dict, remove_unfinished
-
-#: Statuses that ``--rerun failed`` takes up again.
-FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
-#: Statuses of cells that are run without being asked for.
-OPEN = frozenset({"to run", "interrupted"})
 
 
 @dataclass
@@ -91,27 +86,7 @@ class Session:
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
-        wanted = set(OPEN)
-        if self._options.rerun == "failed":
-            wanted |= FAILED
-        chosen = [c for c in self._plan.cells if c.status in wanted]
-        if self._options.rerun == "all":
-            chosen = [c for c in self._plan.cells if c.status != "not_applicable"]
-        if self._options.rerun == "changed":
-            chosen = [c for c in self._plan.cells if c.status in wanted or c.stale]
-        if self._options.only_teachers:
-            teachers = {teacher for cell in self._plan.cells for teacher in cell.after}
-            chosen = [c for c in chosen if c.id in teachers]
-        ids = {c.id for c in chosen}
-        # a cell that failed for want of its teacher is open again once that teacher is
-        for cell in self._plan.cells:
-            if self._options.only_teachers:
-                break
-            again = cell.status in FAILED and any(a in ids for a in cell.after)
-            if again and cell.id not in ids:
-                chosen.append(cell)
-                ids.add(cell.id)
-        return chosen
+        return open_cells(self._plan.cells, self._options.rerun, only_teachers=self._options.only_teachers)
 
     def run(self) -> bool:
         """Run the open cells. Returns whether the run was interrupted."""
@@ -133,20 +108,16 @@ class Session:
         self._tell(self._doubts(cells))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lease = Lease(folder)
-            if not lease.settle():
-                raise KdbenchError(f"{folder}: another kdbench is running this matrix ({lease.holder()})")
+            lease = hold_run(folder)
         except OSError as e:
             raise KdbenchError(f"{folder}: cannot write the run folder ({e.strerror})") from e
         try:
             for there in (folder, folder / "board"):
                 remove_unfinished(there)
-            cells = self._still_open(cells)
+            cells = still_open(self._plan, cells, self._registry)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
             write_matrix(self._plan)
-            patterns = {p: k for k, p in enumerate(dict.fromkeys(c.pattern for c in self._plan.cells))}
-            write_plan(self._plan.run, [(c.id, patterns[c.pattern]) for c in self._plan.cells])
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
             self._arrange(jobs, gpus, self._launcher)  # for the time that it will take
@@ -174,15 +145,6 @@ class Session:
     def device(self) -> str:
         """Return where the cells run: ``cpu`` or ``cuda``. Raises KdbenchError where that cannot be used."""
         return self._devices(self._plan.cells)[0]
-
-    def _still_open(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
-        """Return the cells without those that another run finished between the plan and the lease."""
-        again = {c.id for c in cells if c.status not in OPEN}
-        there = self._plan.run.cell_names()
-        for cell in cells:
-            if cell.status in OPEN and cell.id in there:
-                look(cell, self._registry)
-        return [c for c in cells if c.status in OPEN or c.id in again]
 
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
@@ -243,6 +205,15 @@ class Session:
             self._stops = 1
             self._progress.note("stopping: another kdbench took over the run folder")
         return self._stops
+
+    def _lost(self) -> bool:
+        """Return whether what becomes of the cells is for another process to tell."""
+        try:
+            if self._lease is not None:
+                self._lease.check()
+        except LeaseLost:
+            return True
+        return False
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -367,6 +338,9 @@ class Session:
             record = read_record_dict(cell.folder / "result.json")
             self._mirrors.write(cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
+        elif kind == "died" and self._lost():
+            cell.status = "interrupted"
+            self._progress.cell_ended(cell, CUT, "left to the kdbench that took over the run folder")
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdbench.errors import KdbenchError, MatrixError, did_you_mean
+from kdbench.launch.holding import hold_run
 from kdbench.launch.plan import PlannedCell, Planner
 from kdbench.launch.progress import Progress
 from kdbench.launch.resolve import Resolver
@@ -60,9 +61,7 @@ class Tuner:
         Raises KdbenchError where a teacher cannot be had, or another process works on the run.
         """
         book = Book(self._run.path)
-        lease = Lease(self._run.path)
-        if not lease.settle():
-            raise KdbenchError(f"{self._run.path}: another kdbench is running this matrix ({lease.holder()})")
+        lease = hold_run(self._run.path)
         try:
             for search in self.searches:
                 if search.searchable:

@@ -49,7 +49,6 @@ def run_folder(
     from kdbench.engine.speed.cell import SpeedCell
     from kdbench.engine.trial import trainer_of
     from kdbench.registry import Registry
-    from kdbench.results.store import remove_unfinished
 
     started = now()
     cell = read_cell(folder)
@@ -59,7 +58,6 @@ def run_folder(
         return conclude(folder, cell, None, e, started, report)
     if isinstance(lease, int):
         return lease
-    remove_unfinished(folder)
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
     report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
@@ -109,6 +107,7 @@ def conclude(
     from kdbench.engine.loop import Diverged, Interrupted
     from kdbench.launch.failure import write_failure
     from kdbench.protocol.types import NotApplicable
+    from kdbench.results.lease import LeaseLost
 
     if isinstance(error, Interrupted) or lost(lease, error):
         return INTERRUPTED
@@ -132,15 +131,20 @@ def conclude(
     # to the cell's log, where people look first
     with contextlib.suppress(Exception):
         print(f"{status}: {text}" if told else trace, file=sys.stderr)
-    write_failure(
-        folder,
-        status,
-        text,
-        type_=type(error).__name__,
-        traceback=None if told else trace,
-        started_at=started,
-        **_circumstances(cell, registry),
-    )
+    try:
+        write_failure(
+            folder,
+            status,
+            text,
+            type_=type(error).__name__,
+            traceback=None if told else trace,
+            started_at=started,
+            **_circumstances(cell, registry),
+        )
+    except (LeaseLost, FileNotFoundError) as late:
+        if lost(lease, late):
+            return INTERRUPTED
+        raise
     return FAILED
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from kdbench.errors import RecordError
-from kdbench.results.lease import Holder, gone, newest_holder
+from kdbench.results.holder import Holder, alive, newest_holder
 from kdbench.results.store import CURVES, RESULT, RunFolder, atomic_write_bytes, read_record_dict
 
 #: Lists the cells of the latest plan, each with the number of its pattern: cells of one differ in their seed only.
@@ -107,7 +107,7 @@ class RunWatch:
                 left[pattern] += 1
         out.failures = [self._failed[c] for c in sorted(self._failed)]
         holder = newest_holder(run.path)
-        if holder is not None and not gone(holder):
+        if holder is not None and alive(holder) is not False:
             out.parent = f"{holder.host or 'unknown host'}, process {holder.pid}"
         out.left_s = _left(seconds, left, out.running)
         return out
@@ -128,7 +128,7 @@ class RunWatch:
             names = set()
         if any(name.startswith(".lease-") for name in names):
             holder = newest_holder(folder)
-            if holder is not None and not gone(holder):
+            if holder is not None and alive(holder) is not False:
                 out.running.append(_running(folder, cell_id, holder))
                 self._failed.pop(cell_id, None)
                 return "running", None

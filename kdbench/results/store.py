@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
 from kdbench.redact import hidden
+from kdbench.results import fence
 from kdbench.results.content import KEY, content_sha256, refuse_edited
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ _TEMPORARY = re.compile(r"\A\..*\.[0-9a-f]{12}\.tmp\Z")
 def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:
     """Replace the file `path` by `data`, completely or not at all; its folder must exist.
 
-    With `durable` it also outlasts a loss of power, which costs waiting for the disk. Raises OSError; the
-    temporary file is removed and the old content stays.
+    With `durable` it also outlasts a loss of power, which costs waiting for the disk. Raises OSError, or LeaseLost
+    where another process has the folder by now; the temporary file is removed and the old content stays.
     """
     path = Path(path)
     temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
@@ -46,6 +47,7 @@ def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        fence.ask(path)
         os.replace(temp, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -57,10 +59,15 @@ def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -
         _sync_folder(path.parent)
 
 
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove the temporary files of writers that were killed; nobody may be writing into the folder."""
+def remove_unfinished(folder: str | Path, check: Callable[[], None] = lambda: None) -> None:
+    """Remove the temporary files of writers that were killed, or that lost the folder.
+
+    `check` raises where the caller lost it meanwhile: then nothing is removed, as another one may be writing.
+    """
     folder = Path(folder)
-    for path in [*folder.glob(".*.tmp"), *folder.glob("route/.*.tmp")]:
+    found = [*folder.glob(".*.tmp"), *folder.glob("route/.*.tmp")]
+    check()  # files of a later owner are none of those that were found before
+    for path in found:
         if _TEMPORARY.search(path.name):
             path.unlink(missing_ok=True)
 
@@ -225,6 +232,7 @@ def put_record_aside(folder: Path) -> None:
     number = len(list(previous.iterdir())) + 1
     while (previous / f"result-{number}.json").exists():
         number += 1
+    fence.ask(folder / RESULT)
     (folder / RESULT).rename(previous / f"result-{number}.json")
 
 

@@ -15,7 +15,7 @@ from gang_world import STEPS, World, importable, install, outcome
 
 from kdbench.launch.gang_worker import run_gang
 from kdbench.launch.worker import run_folder
-from kdbench.results.lease import newest_holder
+from kdbench.results.holder import newest_holder
 
 Events = list[dict[str, Any]]
 

@@ -15,7 +15,8 @@ from gang_world import World, importable, install
 from kdbench.launch.gang_worker import run_gang
 from kdbench.launch.holding import DONE, INTERRUPTED, Busy, hold
 from kdbench.launch.worker import run_folder
-from kdbench.results.lease import Lease, newest_holder
+from kdbench.results.holder import newest_holder
+from kdbench.results.lease import Lease
 
 
 @pytest.fixture(scope="module")

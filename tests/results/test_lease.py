@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from kdbench.errors import KdbenchError
+from kdbench.results import holder
 from kdbench.results import lease as leases
-from kdbench.results.lease import Lease, LeaseLost, newest_holder
+from kdbench.results.holder import newest_holder
+from kdbench.results.lease import Lease, LeaseLost
 
 #: Seconds after which a silent holder of these tests has expired.
 EXPIRY = 0.3
@@ -33,7 +35,7 @@ import os, sys, time
 from pathlib import Path
 from kdbench.results import lease as leases
 folder, counter = Path(sys.argv[1]), Path(sys.argv[2])
-leases._alive = lambda holder: None  # as if each were on a machine of its own
+leases.alive = lambda holder: None  # as if each were on a machine of its own
 sys.stdin.readline()
 for _ in range(int(sys.argv[3])):
     lease = leases.Lease(folder, expiry=20.0)
@@ -50,7 +52,7 @@ for _ in range(int(sys.argv[3])):
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no holder be a process of this machine."""
-    monkeypatch.setattr(leases, "_alive", lambda holder: None)
+    monkeypatch.setattr(leases, "alive", lambda holder: None)
 
 
 def silent(folder: Path, number: int = 1, age_s: float = 0.0, token: str = "other") -> Path:
@@ -79,10 +81,10 @@ def test_holder_is_told(tmp_path: Path) -> None:
     assert newest_holder(tmp_path / "none") is None
     one = Lease(tmp_path)
     assert one.take()
-    holder = Lease(tmp_path).holder()
-    assert holder is not None
-    assert holder.pid == os.getpid()
-    assert str(holder).startswith(f"process {os.getpid()} on ")
+    found = Lease(tmp_path).holder()
+    assert found is not None
+    assert found.pid == os.getpid()
+    assert str(found).startswith(f"process {os.getpid()} on ")
     one.close()
 
 
@@ -190,7 +192,7 @@ def test_link_whose_answer_was_lost_counts(tmp_path: Path, monkeypatch: pytest.M
 def test_broken_file_expires_like_any_other(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "EXPIRY_S", EXPIRY)
+    monkeypatch.setattr(holder, "EXPIRY_S", EXPIRY)
     (tmp_path / ".lease-4").write_bytes(content)
     mine = Lease(tmp_path, expiry=EXPIRY)
     assert not mine.take()
