@@ -62,9 +62,13 @@ class Mirrors:
         sinks = [self._registry.get("sinks", name).load() for name in self._names]
         return any(hasattr(s, "annotate") or hasattr(s, "summarise") for s in sinks)
 
-    def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
-        """Add metrics that only the whole matrix can tell, where a sink takes them."""
-        self._later(self._each, lambda s: s.annotate(cell_id, metrics) if hasattr(s, "annotate") else None)
+    def annotate(self, found: Mapping[str, Mapping[str, float]]) -> None:
+        """Add to cells, by id, metrics that only the whole matrix can tell, where a sink takes them."""
+        self._later(self._annotate, found)
+
+    def _annotate(self, found: Mapping[str, Mapping[str, float]]) -> None:
+        for item in found.items():
+            self._each(lambda s, item=item: s.annotate(*item) if hasattr(s, "annotate") else None)
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Mirror what is said of the seeds of each row together, where a sink takes it."""

@@ -8,6 +8,7 @@ from kdbench.launch.failure import failure_record
 from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Plan
 from kdbench.launch.views import Facts
+from kdbench.launch.whole import told
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.results.progress import write_plan
 from kdbench.results.store import atomic_write_json, read_record_dict, write_record
@@ -58,10 +59,7 @@ def annotate(plan: Plan, mirrors: Mirrors) -> None:
     """Tell the sinks what takes the whole matrix to know."""
     if not mirrors.annotated:
         return
-    from kdbench.leaderboard.mirrored import tell
-
     # of all that is in the folder, so that `kdbench sync` tells the same
-    told = tell(plan.run.good_records())
-    for cell_id, metrics in told.annotations.items():
-        mirrors.annotate(cell_id, metrics)
-    mirrors.summarise(told.summaries)
+    found = told(plan.run)
+    mirrors.annotate(found.annotations)
+    mirrors.summarise(found.summaries)

@@ -359,7 +359,7 @@ def test_endings_from_before_are_mirrored_and_no_progress(plan, elsewhere, monke
     session = elsewhere(work)
     assert session.open_cells() == []
     assert not session.idle()
-    monkeypatch.setattr(session._mirrors, "write", lambda record, folder: mirrored.append(record["cell_id"]))
+    monkeypatch.setattr(session._mirrors, "write", lambda folder: mirrored.append(folder.name))
     assert not session.run()
     assert mirrored == [plan.cells[1].id]
     told = capsys.readouterr().err

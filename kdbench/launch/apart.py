@@ -1,0 +1,80 @@
+"""A function in a process of its own: the memory that it takes goes with it, and the caller stays small."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kdbench.errors import KdbenchError
+from kdbench.launch.life import tie
+
+
+def apart(what: str, action: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what `action` does, which like the arguments has to be picklable. The process ends with this one.
+
+    Raises KdbenchError and OSError as `action` does, RuntimeError with the traceback of anything else that it
+    raises, and KdbenchError with `what` in front where the process ended without an answer.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    end, life = context.Pipe(duplex=False)
+    # at the end of Python nobody waits for it
+    process = context.Process(target=_answer, args=(theirs, end, action, arguments), daemon=True)
+    try:
+        with _no_interrupt():
+            process.start()
+        theirs.close()
+        end.close()
+        try:
+            done, value = ours.recv()
+        except EOFError:
+            process.join()
+            raise KdbenchError(
+                f"{what}: its process ended without an answer ({_how(process.exitcode)})"
+            ) from None
+    finally:
+        # also after Ctrl-C
+        life.close()
+        if process.pid is not None:
+            process.kill()
+            process.join()
+        ours.close()
+    if not done:
+        raise value
+    return value
+
+
+def _answer(connection: Any, end: Any, action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Entry of the process."""
+    os.setsid()  # Ctrl-C is for the parent
+    tie(end)
+    answer: tuple[bool, Any]
+    try:
+        answer = True, action(*arguments)
+    except (KdbenchError, OSError) as error:
+        answer = False, error
+    except Exception as error:  # which may be of a kind that cannot be sent
+        answer = False, RuntimeError("".join(traceback.format_exception(error)))
+    connection.send(answer)
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0:
+        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        return f"{signal.Signals(-code).name}{hint}"
+    return f"code {code}"
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold Ctrl-C back; a process that is started meanwhile never gets it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
