@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,33 +20,55 @@ def apart(what: str, action: Callable[..., Any], *arguments: Any) -> Any:
     Raises KdbenchError and OSError as `action` does, RuntimeError with the traceback of anything else that it
     raises, and KdbenchError with `what` in front where the process ended without an answer.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    end, life = context.Pipe(duplex=False)
-    # at the end of Python nobody waits for it
-    process = context.Process(target=_answer, args=(theirs, end, action, arguments), daemon=True)
+    return apart_each(what, action, [arguments])[0]
+
+
+def apart_each(what: str, action: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Return what `action` does with each of several tuples of arguments, at once, see :func:`apart`."""
+    others: list[_Other] = []
     try:
         with _no_interrupt():
-            process.start()
-        theirs.close()
-        end.close()
-        try:
-            done, value = ours.recv()
-        except EOFError:
-            process.join()
-            raise KdbenchError(
-                f"{what}: its process ended without an answer ({_how(process.exitcode)})"
-            ) from None
+            for arguments in shares:
+                others.append(_Other(what, action, arguments))
+        return [other.answer() for other in others]
     finally:
         # also after Ctrl-C
-        life.close()
-        if process.pid is not None:
-            process.kill()
-            process.join()
-        ours.close()
-    if not done:
-        raise value
-    return value
+        for other in others:
+            other.end()
+
+
+class _Other:
+    """Another process, at work on a function."""
+
+    def __init__(self, what: str, action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._what = what
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe(duplex=False)
+        end, self._life = context.Pipe(duplex=False)
+        # at the end of Python nobody waits for it
+        self._process = context.Process(target=_answer, args=(theirs, end, action, arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+        end.close()
+
+    def answer(self) -> Any:
+        """Return what the function did, or raise what it raised."""
+        try:
+            done, value = self._ours.recv()
+        except EOFError:
+            self._process.join()
+            how = _how(self._process.exitcode)
+            raise KdbenchError(f"{self._what}: its process ended without an answer ({how})") from None
+        if not done:
+            raise value
+        return value
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self._life.close()
+        self._process.kill()
+        self._process.join()
+        self._ours.close()
 
 
 def _answer(connection: Any, end: Any, action: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

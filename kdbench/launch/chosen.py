@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdbench.launch.planned import Plan, PlannedCell, look
+from kdbench.launch.looking import look_at
+from kdbench.launch.planned import Plan, PlannedCell
 from kdbench.registry import Registry
 
 #: Statuses that ``--rerun failed`` takes up again.
@@ -39,7 +40,5 @@ def still_open(plan: Plan, cells: Sequence[PlannedCell], registry: Registry) -> 
     """Return `cells` without those that another run finished between the plan and the lease."""
     again = {c.id for c in cells if c.status not in OPEN}
     there = plan.run.cell_names()
-    for cell in cells:
-        if cell.status in OPEN and cell.id in there:
-            look(cell, registry)
+    look_at([c for c in cells if c.status in OPEN and c.id in there], registry)
     return [c for c in cells if c.status in OPEN or c.id in again]

@@ -10,7 +10,8 @@ from typing import Any
 from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError
 from kdbench.launch.forecast import Forecast, Seen, seen_in, size_of
-from kdbench.launch.planned import Plan, PlannedCell, costs
+from kdbench.launch.looking import costs
+from kdbench.launch.planned import Plan, PlannedCell
 from kdbench.results.store import read_curves, read_record_dict
 
 #: Records of cells that the matrix no longer has, of which at most so many are read.
@@ -54,7 +55,8 @@ def _former(plan: Plan) -> Iterator[tuple[str | None, Seen]]:
     here = {cell.id for cell in plan.cells}
     patterns = dict.fromkeys(cell.pattern for cell in plan.cells)
     images = {p.file.dataset.model_dump_json(): p.images for p in patterns}
-    others = (folder for folder in plan.run.cell_folders() if folder.name not in here)
+    others = (plan.run.cells / name for name in sorted(plan.run.cell_names() - here))
+    others = (folder for folder in others if (folder / "result.json").exists())
     for folder in islice(others, MOST_FORMER):
         try:
             cell = CellFile.model_validate_json((folder / "cell.json").read_bytes())

@@ -19,6 +19,7 @@ from kdbench.launch.kinds import (
     patterns_of,
     probe_question,
 )
+from kdbench.launch.looking import look_at
 from kdbench.launch.places import (
     NETWORKS,
     place_of,
@@ -26,7 +27,7 @@ from kdbench.launch.places import (
     place_of_problem,
     place_of_teacher,
 )
-from kdbench.launch.planned import Pattern, Plan, PlannedCell, Teaching, look
+from kdbench.launch.planned import Pattern, Plan, PlannedCell, Teaching
 from kdbench.launch.precision import settle
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.teacher_plan import cached
@@ -98,9 +99,7 @@ class Planner:
         self._probe([cell for cell in planned if cell.id not in known_to_be])
         planned = _without_idle_teachers(planned)
         there = self._run.cell_names()
-        for cell in planned:
-            if cell.id in there and cell.status != "not_applicable":
-                look(cell, self._registry)
+        look_at([c for c in planned if c.id in there and c.status != "not_applicable"], self._registry)
         possible = [p.spec for p in patterns_of(planned)]
         doubts = dict.fromkeys(single_image(spec, self._infos[dataset_key(spec)]) for spec in possible)
         told = [*warnings, *(text for text in doubts if text)]

@@ -1,26 +1,21 @@
-"""A planned cell, the plan, and what is on disk of a cell already."""
+"""A planned cell, and the plan."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from kdbench.engine.cellspec import CellFile
-from kdbench.errors import KdbenchError, RecordError
 from kdbench.matrix import CellSpec, LoadedMatrix
 from kdbench.matrix.identity import canonical_json
 from kdbench.matrix.tune import DEFAULT
 from kdbench.protocol.types import DataInfo
-from kdbench.registry import Registry, code_digest
-from kdbench.results.content import refuse_edited
-from kdbench.results.store import RunFolder, read_record_dict
+from kdbench.results.store import RunFolder
 
 
 @dataclass
@@ -42,9 +37,6 @@ class Teaching:
 
 #: Stands for the seed in the text that ids are made of.
 _SEED = "@ seed @"
-
-#: Records of one pattern of which the plan remembers what they cost: more make no better forecast.
-MOST_SEEN = 32
 
 
 @dataclass(eq=False, slots=True)
@@ -165,54 +157,3 @@ class Plan:
 
     def counts(self) -> Counter[str]:
         return Counter(c.status for c in self.cells)
-
-
-def look(cell: PlannedCell, registry: Registry) -> None:
-    """Take the cell's status from what is on disk."""
-    path = cell.folder / "result.json"
-    if path.exists():
-        try:
-            record = read_record_dict(path)
-            refuse_edited(record, path)
-            if record["cell_id"] != cell.id:
-                raise RecordError(f"{path}: cell_id is that of another cell")
-        except KdbenchError as e:
-            cell.damaged = True
-            cell.reason = f"its record cannot be read and is set aside: {e}"
-            return
-        cell.status = record["status"]
-        if cell.pattern.seen < MOST_SEEN:
-            cell.pattern.seen += record["status"] == "done"
-            cell.seen = costs(record)
-        cell.reason = (record.get("error") or {}).get("message")
-        cell.stale = stale(record, registry, cell.pattern.file)
-        if cell.status == "done" and not _has_artifacts(cell):
-            cell.status, cell.reason = "to run", "its weights or route are needed again"
-    elif (cell.folder / "checkpoint.safetensors").exists():
-        cell.status = "interrupted"
-
-
-def costs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a forecast needs of a record."""
-    device = (record.get("environment") or {}).get("device")
-    seen = {"status": record["status"], "cost": record.get("cost"), "device": device, "elapsed_s": None}
-    with contextlib.suppress(KeyError, ValueError):
-        began, ended = (datetime.fromisoformat(record[key]) for key in ("started_at", "finished_at"))
-        seen["elapsed_s"] = (ended - began).total_seconds()
-    return seen
-
-
-def stale(record: Mapping[str, Any], registry: Registry, file: CellFile) -> bool:
-    """Whether other code of the method's plug-in made the record."""
-    seen = (record.get("plugins") or {}).get("method") or {}
-    now = code_digest(registry.get("methods", file.method).entry.target)
-    return bool(seen.get("code")) and now is not None and seen["code"] != now
-
-
-def _has_artifacts(cell: PlannedCell) -> bool:
-    kept = (cell.own or {}).get("keep_epochs", [])
-    if cell.pattern.spec.role != "teacher" and not kept:
-        return True
-    route = cell.folder / "route"
-    names = [route / f"epoch-{e:04d}.safetensors" for e in kept]
-    return all(p.exists() for p in [cell.folder / "model.safetensors", *names])

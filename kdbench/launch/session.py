@@ -130,6 +130,7 @@ class Session:
             self._lease = lease
             with asked_to_stop(self._stop), self._watched():
                 self._launch(jobs, gpus)
+            self._asked()
             annotate(self._plan, self._mirrors)
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
             self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
@@ -344,7 +345,8 @@ class Session:
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:
-                    write_failure(cell.folder, event["status"], event["message"])
+                    # its process may live after all, on a machine that nobody hears of, and write one now
+                    write_failure(cell.folder, event["status"], event["message"], new=True)
                 except RecordError:
                     # a finished cell that ran again for its weights or route keeps its result
                     self._progress.note(

@@ -7,6 +7,7 @@ sees the old content or the new one and never a part.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -33,8 +34,10 @@ _CELL_ID = re.compile(r"[0-9a-f]{64}\Z")
 _TEMPORARY = re.compile(r"\A\..*\.[0-9a-f]{12}\.tmp\Z")
 
 
-def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -> None:
+def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True, new: bool = False) -> None:
     """Replace the file `path` by `data`, completely or not at all; its folder must exist.
+
+    With `new` nothing is replaced: FileExistsError is raised where there is such a file, whoever made it when.
 
     With `durable` it also outlasts a loss of power, which costs waiting for the disk. Raises OSError, or LeaseLost
     where another process has the folder by now; the temporary file is removed and the old content stays.
@@ -48,7 +51,10 @@ def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -
                 file.flush()
                 os.fsync(file.fileno())
         fence.ask(path)
-        os.replace(temp, path)
+        if new:
+            _link(temp, path)
+        else:
+            os.replace(temp, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temp.unlink()
@@ -57,6 +63,21 @@ def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True) -
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+def _link(temp: Path, path: Path) -> None:
+    """Give `temp` the name `path`, which no file has. Raises FileExistsError, OSError."""
+    try:
+        os.link(temp, path)
+    except FileExistsError:
+        if temp.stat().st_nlink < 2:  # over NFS it may be told of a link that was made
+            raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temp, path)
+        return
+    temp.unlink()
 
 
 def remove_unfinished(folder: str | Path, check: Callable[[], None] = lambda: None) -> None:
@@ -82,14 +103,14 @@ def _sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def atomic_write_json(path: str | Path, obj: Any) -> None:
+def atomic_write_json(path: str | Path, obj: Any, *, new: bool = False) -> None:
     """Write `obj` as indented UTF-8 JSON, see :func:`atomic_write_bytes`.
 
     Raises ValueError for NaN and infinite numbers, TypeError for what JSON cannot hold, OSError.
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     # A lone surrogate (an undecodable byte of a file name) becomes the escape that JSON has for it.
-    atomic_write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))
+    atomic_write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"), new=new)
 
 
 def read_limited(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
@@ -203,10 +224,11 @@ def read_record_dict(path: str | Path) -> dict[str, Any]:
     return obj
 
 
-def write_record(folder: str | Path, record: Record, *, overwrite: bool = False) -> None:
+def write_record(folder: str | Path, record: Record, *, overwrite: bool = False, new: bool = False) -> None:
     """Write ``result.json`` into a cell's folder, which is made if needed; `record` gets its digest.
 
-    Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, OSError.
+    Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, or any record
+    and `new` is true; OSError.
     """
     path = Path(folder) / RESULT
     if path.exists() and not overwrite:
@@ -222,7 +244,10 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
     for part in ("error", "warnings", "environment", "speeds"):
         content[part] = hidden(content[part])
     content[KEY] = record.content_sha256 = content_sha256(content)
-    atomic_write_json(path, content)
+    try:
+        atomic_write_json(path, content, new=new)
+    except FileExistsError as error:
+        raise RecordError(f"{path}: holds a record already") from error
 
 
 def put_record_aside(folder: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from fake_distributions import Distributions
 
+from kdbench.launch.whole import MANY
+
 CELLS = int(os.environ.get("KDBENCH_SCALE_CELLS", "1000"))
 #: Seconds of planning and MiB of the parent: what any size may take, and what a cell adds.
 PLAN_S, PLAN_CELL_S = 2.0, 18e-5
@@ -67,6 +69,8 @@ def test_plan_of_many_finished_cells(benchmark, simulate):
         assert found["plan_s"] < PLAN_S + PLAN_CELL_S * CELLS
 
 
-def test_board_of_many_cells(benchmark, simulate):
-    keep(benchmark, benchmark.pedantic(simulate, args=("board",), rounds=1))
+def test_end_of_many_cells(benchmark, simulate):
+    found = keep(benchmark, benchmark.pedantic(simulate, args=("end",), rounds=1))
     assert (simulate.folder / "run" / "board" / "leaderboard.csv").exists()
+    if found["cells"] >= MANY:
+        assert found["memory_mb"] < MEMORY_MB + MEMORY_CELL_MB * CELLS

@@ -11,8 +11,8 @@ from matrices import write_matrix
 from kdbench.errors import KdbenchError
 from kdbench.hooks import Place
 from kdbench.launch.local import LocalLauncher
+from kdbench.launch.looking import costs
 from kdbench.launch.plan import Planner
-from kdbench.launch.planned import costs
 from kdbench.launch.progress import PlainProgress
 from kdbench.launch.session import Options, Session
 from kdbench.matrix import load_matrix
@@ -365,6 +365,18 @@ def test_endings_from_before_are_mirrored_and_no_progress(plan, elsewhere, monke
     told = capsys.readouterr().err
     assert "a word" in told
     assert "done " not in told
+
+
+def test_parent_that_lost_the_run_folder_writes_no_failure(plan, elsewhere, capsys):
+    def work(self, jobs, report, stop):
+        (plan.run.path / ".lease-2").write_text(json.dumps({"token": "other", "host": "node7", "pid": 12}))
+        (plan.run.path / ".lease-1").unlink()
+        for job in jobs:
+            report({"event": "died", "cell_id": job.cell_id, "status": "crashed", "message": "it ended"})
+
+    assert elsewhere(work).run()
+    assert not list(plan.run.path.glob("cells/*/result.json"))
+    assert "another kdbench took over the run folder" in capsys.readouterr().err
 
 
 def test_leaving_is_told_as_the_launcher_says(elsewhere, capsys):

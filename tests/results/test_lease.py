@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -231,3 +232,113 @@ def test_seconds_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KDBENCH_LEASE_S", text)
         with pytest.raises(KdbenchError, match=f"KDBENCH_LEASE_S={text}: expected seconds"):
             leases.expiry_s()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_lease_that_began_anew_is_no_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A taker stalls; what it judged was taken over and released, and the numbers began anew."""
+    silent(tmp_path, number=5, age_s=100.0)
+    slow, quick = Lease(tmp_path, expiry=EXPIRY), Lease(tmp_path, expiry=EXPIRY)
+    link = os.link
+
+    def stall(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        (tmp_path / ".lease-5").unlink()
+        assert quick.take()
+        link(source, target)
+
+    assert not slow.take()
+    slow._seen = (slow._seen[0], slow._seen[1] - 10.0) if slow._seen else None
+    monkeypatch.setattr(os, "link", stall)
+    assert not slow.take()
+    quick.check()
+    assert [p.name for p in tmp_path.iterdir()] == [".lease-1"]
+    quick.close()
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_nobody_renews_what_another_holds_under_the_same_name(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    mine = Lease(tmp_path, expiry=EXPIRY)
+    assert mine.take()
+    (renewer,) = set(threading.enumerate()) - before
+    other = tmp_path / "other"
+    other.write_text(json.dumps({"token": "other", "host": "node7", "pid": 12}))
+    os.utime(other, (1e9, 1e9))
+    other.rename(tmp_path / ".lease-1")
+    renewer.join(10)
+    assert mine.lost
+    assert (tmp_path / ".lease-1").stat().st_mtime == 1e9
+    mine.close()
+    assert (tmp_path / ".lease-1").exists()
+
+
+def test_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    one, two = Lease(tmp_path), Lease(tmp_path)
+    assert one.take()
+    assert not two.take()
+    one.check()
+    with pytest.raises(FileExistsError):
+        two._put(tmp_path / ".lease-1", tmp_path / ".lease-1")
+    one.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_killed_takers_go_when_they_are_old(tmp_path: Path) -> None:
+    old, young = (tmp_path / f".lease.{name}.tmp" for name in ("old", "young"))
+    for path in (old, young):
+        path.touch()
+    when = old.stat().st_mtime - 20 * holder.EXPIRY_S
+    os.utime(old, (when, when))
+    one = Lease(tmp_path)
+    assert one.take()
+    one.close()
+    assert list(tmp_path.iterdir()) == [young]
+
+
+def told(tmp_path: Path, **fields: object) -> holder.Holder:
+    """Return the holder of a lease that this process made, with other fields."""
+    path = tmp_path / ".lease-1"
+    path.write_text(json.dumps({**json.loads(holder.myself("t", 1.0)), **fields}))
+    found = newest_holder(tmp_path)
+    assert found is not None
+    return found
+
+
+def test_who_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert holder.alive(told(tmp_path)) is True
+    # a machine that was started again gives out the same numbers
+    assert holder.alive(told(tmp_path, machine="another boot")) is None
+    assert holder.alive(told(tmp_path, machine="")) is None
+    assert holder.alive(told(tmp_path, born=1)) is False
+    assert holder.alive(told(tmp_path, pid=2**40)) is False
+
+    def forbidden(pid: int, number: int) -> None:
+        raise PermissionError
+
+    found = told(tmp_path)
+    monkeypatch.setattr(holder, "_born", lambda pid: None)
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert holder.alive(found) is None  # of another user, whose processes the machine may hide
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "-1", "1e300", "0"])
+def test_expiry_of_a_file_is_one_that_ends(tmp_path: Path, seconds: str) -> None:
+    (tmp_path / ".lease-1").write_text('{"token": "t", "expiry_s": ' + seconds + "}")
+    found = newest_holder(tmp_path)
+    assert found is not None
+    assert found.expiry_s == holder.EXPIRY_S
+
+
+def test_numbers_may_grow(tmp_path: Path) -> None:
+    path = tmp_path / ".lease-999999999"
+    path.write_text(json.dumps({**json.loads(holder.myself("t", 1.0)), "born": 1}))
+    one, two = Lease(tmp_path), Lease(tmp_path)
+    assert one.take()
+    assert one.inherited
+    assert not two.take()
+    one.close()

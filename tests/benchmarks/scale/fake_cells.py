@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from factories import make_record
+from factories import make_record, signed
 
 from kdbench.hooks import Job
 from kdbench.results.lease import Lease
@@ -53,7 +53,7 @@ class FakeCells:
             for teacher in cell["teachers"]
         ]
         mine = {key: cell[key] for key in ("cell_id", "labels", "identity")}
-        record = {**self._base, **mine, "deployables": quality, "teachers": teachers}
+        record = signed({**self._base, **mine, "deployables": quality, "teachers": teachers})
         if cell["labels"]["role"] == "teacher":
             (job.folder / "model.safetensors").write_bytes(b"")
         atomic_write_bytes(job.folder / "result.json", json.dumps(record).encode(), durable=False)

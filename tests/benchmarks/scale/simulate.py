@@ -1,7 +1,8 @@
-"""``python -m scale.simulate run|again|board CELLS FOLDER``: one process of a large matrix, as JSON on stdout.
+"""``python -m scale.simulate run|again|end CELLS FOLDER``: one process of a large matrix, as JSON on stdout.
 
 ``run`` plans the matrix and has all its cells ended by :mod:`scale.fake_cells`; ``again`` plans it when all is
-done; ``board`` builds the board. Memory is the most that the process took, in MiB; times are seconds.
+done; ``end`` does what a run does at its end: words to the sinks, the board, the table. Memory is the most that
+the process took, and the largest of its children, in MiB; times are seconds.
 """
 
 from __future__ import annotations
@@ -62,34 +63,44 @@ def matrix_file(folder: Path, cells: int) -> Path:
 
 def main(phase: str, cells: int, folder: Path) -> dict[str, float]:
     """Do one phase and return what it took."""
+    from kdbench.cli.run_matrix import _finish
     from kdbench.launch.plan import Planner
     from kdbench.launch.session import Options, Session
+    from kdbench.launch.whole import told
     from kdbench.matrix import load_matrix
     from kdbench.registry import Registry
     from kdbench.results.store import RunFolder
 
     clock, run = Clock(), RunFolder(folder / "run")
     path = matrix_file(folder, cells)
-    if phase == "board":
-        from kdbench.leaderboard import build_board
+    registry = Registry.load()
+    clock.lap("registry_s")
+    loaded = load_matrix(str(path))
+    plan = Planner(registry, loaded, run, (), "cpu").plan()
+    clock.lap("plan_s")
+    counts = plan.counts()
+    assert set(counts) == {"to run" if phase == "run" else "done"}, counts
+    if phase == "run":
+        options = Options(launcher="fake-cells", sinks=("none",), device="cpu", workers=1000)
+        assert not Session(registry, plan, options, Quiet()).run()
+        clock.lap("session_s")
+        assert set(plan.counts()) == {"done"}
+    if phase == "end":
+        told(run)
+        clock.lap("told_s")
+        _finish(plan, ("none",))
+        clock.lap("finish_s")
+    clock.parts["cells"] = len(plan.cells)
+    return {
+        **clock.parts,
+        "memory_mb": most(resource.RUSAGE_SELF),
+        "child_mb": most(resource.RUSAGE_CHILDREN),
+    }
 
-        build_board((record for _, record in run.records()), run.path / "board", title="Large")
-        clock.lap("board_s")
-    else:
-        registry = Registry.load()
-        clock.lap("registry_s")
-        loaded = load_matrix(str(path))
-        plan = Planner(registry, loaded, run, (), "cpu").plan()
-        clock.lap("plan_s")
-        counts = plan.counts()
-        assert set(counts) == {"done" if phase == "again" else "to run"}, counts
-        if phase == "run":
-            options = Options(launcher="fake-cells", sinks=("none",), device="cpu", workers=1000)
-            assert not Session(registry, plan, options, Quiet()).run()
-            clock.lap("session_s")
-            assert set(plan.counts()) == {"done"}
-        clock.parts["cells"] = len(plan.cells)
-    return {**clock.parts, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+def most(who: int) -> float:
+    """Return the most memory that this process had, or the largest of those that it waited for, in MiB."""
+    return resource.getrusage(who).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
