@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,10 +117,16 @@ def atomic_write_json(path: str | Path, obj: Any, *, new: bool = False) -> None:
 def read_limited(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     """Return the content of a regular file of at most `limit` bytes. Raises RecordError."""
     try:
-        if not path.is_file():
-            raise RecordError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+        found = os.stat(path)  # before it is opened: a pipe would wait for its writer
+        if not stat.S_ISREG(found.st_mode):
+            raise RecordError(f"{path}: not a regular file")
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            # a buffer of the limit would take longer than all else
+            data = file.read(min(limit, found.st_size) + 1)
+            if found.st_size < len(data) <= limit:
+                data += file.read(limit + 1 - len(data))
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such file") from None
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from error
     if len(data) > limit:
