@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdbench.errors import KdbenchError
 from kdbench.results import fence
+from kdbench.results.holder import alive
 from kdbench.results.lease import Lease, LeaseLost
 from kdbench.results.store import RESULT, read_record_dict, remove_unfinished
 
@@ -79,6 +80,9 @@ def hold(folder: Path, stop: Callable[[], bool], patience_s: float = math.inf) -
 def hold_run(folder: Path) -> Lease:
     """Take the lease of a run folder. Raises KdbenchError where another process has it, OSError."""
     lease = Lease(folder)
+    if not lease.take() and (holder := lease.holder()) is not None and alive(holder) is None:
+        text = f"{folder}: waiting for a sign of life of {holder}, at most {holder.expiry_s:g} s"
+        print(text, file=sys.stderr, flush=True)
     if not lease.settle():
         raise KdbenchError(f"{folder}: another kdbench is running this matrix ({lease.holder()})")
     return lease

@@ -1,4 +1,4 @@
-"""A large matrix without training: planning, leases, records, the board.
+"""A large matrix without training: planning, leases, records, the end of the run.
 
 Goals at 100,000 cells: planning in 20 s, the parent in 300 MiB.
 The number of cells is 1,000 unless ``KDBENCH_SCALE_CELLS`` says another.

@@ -234,3 +234,11 @@ def test_run_folder_has_one_parent(tmp_path: Path) -> None:
     with pytest.raises(KdbenchError, match=told):
         hold_run(tmp_path)
     lease.close()
+
+
+def test_waiting_for_a_run_folder_of_another_machine_is_told(tmp_path: Path, capsys: Any) -> None:
+    gone = {"token": "other", "host": "node7", "pid": 12, "expiry_s": 0.2}
+    (tmp_path / ".lease-1").write_text(json.dumps(gone))
+    hold_run(tmp_path).close()
+    told = f"{tmp_path}: waiting for a sign of life of process 12 on node7, at most 0.2 s\n"
+    assert capsys.readouterr().err == told
