@@ -200,7 +200,7 @@ class SinkEntry(Entry):
     """A place that mirrors records; target: a class that follows :class:`Sink`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One cell as a launcher sees it: a folder with a ``cell.json`` that ``python -m kdbench cell FOLDER`` runs.
 

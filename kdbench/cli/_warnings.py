@@ -23,7 +23,7 @@ def print_warnings(plan: Plan) -> None:
         if cell.status != "done":
             continue
         found = read_record_dict(cell.folder / RESULT).get("warnings") or []
-        if cell.file.only_speed:
+        if cell.pattern.file.only_speed:
             for text in found:
                 click.echo(f"warning: {cell.label}: {text}")
         else:

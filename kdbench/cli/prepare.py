@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from kdbench.launch.plan import Plan
+    from kdbench.launch.session import Session
 
 
 @click.command("prepare")
@@ -16,6 +20,7 @@ import click
     "--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable."
 )
 @click.option("--data-only", is_flag=True, help="Fetch data, train nothing.")
+@click.option("--no-smoke", is_flag=True, help="Leave out the training step of each method.")
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Teachers at a time (default: one per core, or GPU)."
 )
@@ -36,11 +41,15 @@ def prepare(
     sets: tuple[str, ...],
     only: tuple[str, ...],
     data_only: bool,
+    no_smoke: bool,
     workers: int | None,
     device: str,
     runs: Path,
 ) -> None:
-    """Fetch the data sets of MATRIX and train its teachers; then run-matrix finds both."""
+    """Fetch the data sets of MATRIX and train its teachers, which run-matrix then finds, and try each method.
+
+    Each method trains one step, of which nothing stays. Exit code 1 when a teacher or a step fails.
+    """
     from kdbench.engine.build_dataset import make_dataset
     from kdbench.launch.plan import Planner
     from kdbench.launch.progress import make_progress
@@ -72,9 +81,26 @@ def prepare(
     cells = session.open_cells()
     if not cells:
         click.echo("teachers: nothing to do")
-        return
-    interrupted = session.run()
+    elif session.run():
+        sys.exit(130)
     bad = [c for c in cells if c.status != "done"]
     for cell in bad:
         click.echo(f"{cell.status}: {cell.label}: {cell.reason}", err=True)
-    sys.exit(130 if interrupted else 1 if bad else 0)
+    if not no_smoke and not _smoke(plan, session):
+        sys.exit(1)
+    sys.exit(1 if bad else 0)
+
+
+def _smoke(plan: Plan, session: Session) -> bool:
+    """Train a step of each method whose teachers are there; return whether all went well."""
+    from kdbench.launch.smoke import first_of_each, smoke
+
+    done = {c.id for c in plan.cells if c.status == "done"}
+    ready = [c for c in first_of_each(plan.cells) if done.issuperset(c.after)]
+    problems = 0
+    for cell, problem in smoke(ready, session.device()):
+        if problem is not None:
+            problems += 1
+            click.echo(f"failed: {cell.label}: {problem}", err=True)
+    click.echo(f"methods: {len(ready) - problems} of {len(ready)} trained a step")
+    return not problems

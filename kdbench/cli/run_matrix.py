@@ -268,13 +268,14 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     table = Table(title=f"{plan.matrix.matrix.name}: {len(plan.cells)} cells, {_counts(plan)}")
     for column in ("status", "method", "pair", "data set", "seed", "cell"):
         table.add_column(column)
+    chosen = {cell.id for cell in open_cells}
     for cell in plan.cells:
-        names = cell.file.labels
+        names = cell.pattern.file.labels
         role = _kind(names)
-        again = cell.status not in ("to run", "interrupted") and cell in open_cells
+        again = cell.status not in ("to run", "interrupted") and cell.id in chosen
         status = f"{cell.status}, again" if again else cell.status
         # as text: labels may have square brackets, which rich takes for markup
-        cells = (status, names.variant + role, names.pair, names.dataset, str(names.seed), cell.id[:12])
+        cells = (status, names.variant + role, names.pair, names.dataset, str(cell.seed), cell.id[:12])
         table.add_row(*map(Text, cells))
     _console().print(table)
     for cell in plan.cells:
@@ -290,24 +291,14 @@ def _kind(names: Labels) -> str:
 
 def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
     """Build the run's board and print its table, the failures and where everything is."""
-    from kdbench.errors import KdbenchError
     from kdbench.launch.notes import BOARD_DUE
-    from kdbench.leaderboard import build_board
+    from kdbench.launch.whole import build
 
-    # failures of cells that the matrix no longer has (a mended image folder is another revision) are history
-    known = {c.id for c in plan.cells}
-
-    def leave_out(error: KdbenchError) -> None:
-        click.echo(f"warning: {error}; it is left out of the board", err=True)
-
-    found = (r for _, r in plan.run.records(on_error=leave_out))
-    records = [r for r in found if r["status"] == "done" or r["cell_id"] in known]
-    board = plan.run.path / "board"
-    title = plan.matrix.matrix.title or plan.matrix.matrix.name
-    description = plan.matrix.matrix.description
-    build_board(records, board, title=title, description=description, run=plan.run.path)
+    matrix = plan.matrix.matrix
+    for line in build(plan.run, {c.id for c in plan.cells}, matrix.title or matrix.name, matrix.description):
+        click.echo(line, err=True)
     (plan.run.path / BOARD_DUE).unlink(missing_ok=True)
-    if all(cell.file.only_speed for cell in plan.cells):
+    if all(cell.pattern.file.only_speed for cell in plan.cells):
         _print_speeds(plan)
     else:
         _print_table(plan)
@@ -347,13 +338,12 @@ def _print_table(plan: Plan) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from kdbench.matrix import cell_id
     from kdbench.results.store import read_record_dict
     from kdbench.stats.summary import summarise
 
     rows: dict[tuple[str, ...], list[float | None]] = {}
     for cell in plan.cells:
-        names = cell.file.labels
+        names = cell.pattern.file.labels
         role = _kind(names)
         value = None
         if cell.status == "done":
@@ -361,7 +351,7 @@ def _print_table(plan: Plan) -> None:
             value = record["deployables"][record["primary"]]["last"].get("top1")
         if cell.status != "not_applicable":
             # cells of one row differ in nothing but the seed, whatever their labels say
-            same = cell_id({**cell.file.identity, "seed": 0})
+            same = cell.pattern.id_of(0)
             rows.setdefault((names.dataset, names.pair, names.variant + role, same), []).append(value)
     table = Table(title=f"{plan.matrix.matrix.name}: top-1 after the last epoch, %")
     for column in ("data set", "pair", "method", "n", "mean", "sd"):

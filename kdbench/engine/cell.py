@@ -50,6 +50,9 @@ class Hooks:
         """Polled after every step."""
         return False
 
+    def fence(self) -> None:
+        """Before anything is kept: raises where another process has taken the cell over."""
+
     def wanted(self) -> bool:
         """Polled after every step: whether another process waits for this one to pause, so that it can measure."""
         return False
@@ -214,14 +217,14 @@ class CellTrainer:
     def _on_epoch(self, row: dict[str, Any]) -> None:
         if not self._lead:
             return
-        with (self.folder / "curves.jsonl").open("a") as f:
-            f.write(json.dumps(row) + "\n")
+        assert self.loop is not None
+        self._write_curves(self.loop.at, durable=False)  # the checkpoint has them too
         self.hooks.epoch(row)
 
-    def _write_curves(self, at: Progress) -> None:
-        """Rewrite the curves from the state: a cut epoch may have left a row twice."""
+    def _write_curves(self, at: Progress, *, durable: bool = True) -> None:
+        """Write the curves from the state: lines that are added would not ask whether the cell is still ours."""
         text = "".join(json.dumps(row) + "\n" for row in at.rows)
-        atomic_write_bytes(self.folder / "curves.jsonl", text.encode())
+        atomic_write_bytes(self.folder / "curves.jsonl", text.encode(), durable=durable)
 
     def _evaluate(self, method: Method, run: CellRun) -> dict[str, dict[str, float]]:
         def keep(counts: torch.Tensor) -> None:
@@ -235,6 +238,7 @@ class CellTrainer:
         """Keep what belongs to the epoch that is over, before the checkpoint says that it is."""
         if not self._lead:
             return
+        self.hooks.fence()  # before the checkpoint too, which is written next
         if self._confusion is not None:
             write_confusion(self.folder, run.data.class_names, self._confusion.tolist())
             self._confusion = None
@@ -324,6 +328,7 @@ class CellTrainer:
         the weights came out different (another device): then old record and new weights would contradict.
         """
         path, model = self.folder / "result.json", self.folder / "model.safetensors"
+        self.hooks.fence()
         before = read_record_dict(path) if path.exists() else None
         if before is not None and before["status"] == "done":
             if before["weights_sha256"] == record.weights_sha256:

@@ -42,6 +42,7 @@ class TrialTrainer(CellTrainer):
             started_at=self._started,
             finished_at=now(),
         )
+        self.hooks.fence()
         write_record(self.folder, record)
         (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return record

@@ -18,7 +18,7 @@ def known_options(registry: Registry, plan: Plan, launcher: str) -> dict[str, An
     given = plan.matrix.matrix.launcher_options
     for name in given:
         registry.get("launchers", name)
-    methods = {cell.file.method for cell in plan.cells}
+    methods = {pattern.file.method for pattern in {cell.pattern for cell in plan.cells}}
     return {"settings": given.get(launcher, {}), "methods": methods, "run": plan.run.path}
 
 

@@ -48,11 +48,14 @@ def failure_record(
     )
 
 
-def write_failure(folder: Path, status: Status, message: str, **more: Any) -> Record:
-    """Write the failure record of the cell in `folder` and return it."""
+def write_failure(folder: Path, status: Status, message: str, *, new: bool = False, **more: Any) -> Record:
+    """Write the failure record of the cell in `folder` and return it; with `new`, only where there is no record.
+
+    Raises RecordError, see :func:`kdbench.results.store.write_record`, and OSError.
+    """
     cell = json.loads((folder / "cell.json").read_text())
     record = failure_record(cell, status, message, **more)
-    write_record(folder, record)
+    write_record(folder, record, new=new)
     return record
 
 

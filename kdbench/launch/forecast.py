@@ -43,7 +43,7 @@ class Size:
         return float(self.epochs * (self.images or 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What is known of one cell: seconds in training and evaluation per image pass, and seconds besides."""
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kdbench.launch.holding import DONE, INTERRUPTED, Busy, Over, hold
 from kdbench.launch.log import flush, redirect
 from kdbench.launch.worker import (
-    DONE,
     FAILED,
-    INTERRUPTED,
     NO_SPACE,
     WorkerHooks,
     conclude,
@@ -23,8 +23,13 @@ from kdbench.launch.worker import (
     serve,
 )
 
+if TYPE_CHECKING:
+    from kdbench.results.lease import Lease
+
 #: Exit code of a worker whose device is of no more use to anybody: cells that are left need a new process.
 BROKEN = 4
+#: Seconds that a gang waits for a cell of another process, while it has cells of its own.
+PATIENCE_S = 2.0
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -41,37 +46,36 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
     """Run the cells in `folders` in lockstep. Returns an exit code.
 
     Reports ``ended`` for each cell that is over, with its exit code, and ``released`` for each that is to run in
-    another process: it ran out of memory among the others, or there was no room to begin it.
+    another process: it ran out of memory among the others, there was no room to begin it, or it was busy.
     """
     import torch
 
     from kdbench.engine.cell import now, read_cell
     from kdbench.engine.gang import Gang
-    from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
-    from kdbench.results.store import remove_unfinished
 
     started = now()
     cells = {folder: read_cell(folder) for folder in folders}
     first = cells[folders[0]]
     if first.threads is not None:
         torch.set_num_threads(first.threads)
-    locks: dict[Path, FileLock] = {}
+    leases: dict[Path, Lease] = {}
     codes: list[int] = []
     registry = Registry.load(disable=first.disable_plugins)
     turnstile = WorkerHooks(folders[0], first.device, first.cell_id, report, stop)
 
     def hooks(folder: Path) -> _GangHooks:
-        locks[folder] = FileLock(folder / ".lock")
-        locks[folder].exclusive()
-        remove_unfinished(folder)
+        lease = hold(folder, stop.is_set, PATIENCE_S if leases else math.inf)
+        if isinstance(lease, int):
+            raise Over(lease)
+        leases[folder] = lease
         report({"event": "started", "cell_id": cells[folder].cell_id, "pid": os.getpid()})
-        return _GangHooks(folder, cells[folder].cell_id, report, stop, turnstile)
+        return _GangHooks(folder, cells[folder].cell_id, report, stop, turnstile, lease)
 
     def unlock(folder: Path) -> None:
-        lock = locks.pop(folder, None)
-        if lock is not None:
-            lock.close()
+        lease = leases.pop(folder, None)
+        if lease is not None:
+            lease.close()
 
     def ended(folder: Path, error: BaseException | None) -> bool:
         cell_id = cells[folder].cell_id
@@ -83,10 +87,15 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
             report({"event": "released", "cell_id": cell_id, "why": "oom"})
             unlock(folder)
             return True
+        if isinstance(error, Busy):
+            report({"event": "released", "cell_id": cell_id, "why": "busy"})
+            return True
         code = DONE
-        if error is not None:
+        if isinstance(error, Over):
+            code = error.code
+        elif error is not None:
             assert isinstance(error, Exception)
-            code = conclude(folder, cells[folder], registry, error, started, report)
+            code = conclude(folder, cells[folder], registry, error, started, report, leases.get(folder))
             keep_reserve()
         flush()
         codes.append(code)
@@ -104,7 +113,7 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
             report({"event": "released", "cell_id": cells[folder].cell_id, "why": "room"})
     finally:
         turnstile.close()
-        for folder in list(locks):
+        for folder in list(leases):
             unlock(folder)
     return next((c for c in (BROKEN, NO_SPACE, INTERRUPTED) if c in codes), DONE)
 
@@ -125,10 +134,16 @@ class _GangHooks(WorkerHooks):
     """The hooks of one cell of a gang. The turn to measure is the process's, not the cell's."""
 
     def __init__(
-        self, folder: Path, cell_id: str, report: Report, stop: threading.Event, process: WorkerHooks
+        self,
+        folder: Path,
+        cell_id: str,
+        report: Report,
+        stop: threading.Event,
+        process: WorkerHooks,
+        lease: Lease,
     ) -> None:
         self._log, self._process = folder / "log.txt", process
-        self._cell_id, self._report, self._stop = cell_id, report, stop
+        self._cell_id, self._report, self._stop, self._lease = cell_id, report, stop, lease
         self._device = process._device
 
     def enter(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from kdbench.engine.cellspec import CellFile
 from kdbench.hooks import Job
@@ -54,7 +56,7 @@ def arrange(jobs: Sequence[Job], cells: Mapping[str, CellFile], wish: Wish, work
     free = [j for j in jobs if j.cell_id not in alone]
     groups = _groups(free, cells)
     sizes = range(1, limit + 1) if wish == "auto" else [limit]
-    plans = [[_job(part, cells) for group in groups for part in _parts(group, n)] for n in sizes]
+    plans = ([_job(part, cells) for group in groups for part in _parts(group, n)] for n in sizes)
     best = min(plans, key=lambda plan: _end(plan, workers))
     return [*(j for j in jobs if j.cell_id in alone), *best]
 
@@ -68,7 +70,7 @@ def told(arranged: Sequence[Job], total: int) -> str | None:
     return f"{sum(sizes)} of {total} cells share batches and teacher, in {gangs}"
 
 
-def compiled(cells: Sequence[CellFile]) -> str | None:
+def compiled(cells: Iterable[CellFile]) -> str | None:
     """Return a line on the cells that run alone because they compile, or None where none does."""
     count = sum(not cell.only_speed and cell.recipe.compile != "none" for cell in cells)
     if not count:
@@ -89,12 +91,13 @@ def _groups(jobs: Sequence[Job], cells: Mapping[str, CellFile]) -> list[list[Job
     costly to make, as those of a stream are; elsewhere they had better not wait for the group's teacher.
     """
     by_data: dict[str, dict[str, list[Job]]] = {}
+    text = _Texts()
     for job in jobs:
         cell = cells[job.cell_id]
         # who reads its teacher from a table asks it rarely or never
         asks = cell.teachers and cell.teacher_cache is None
-        teacher = _text(cell.teachers[0].model_dump()) if asks else ""
-        by_data.setdefault(_data(cell), {}).setdefault(teacher, []).append(job)
+        teacher = text.of(cell.teachers[0]) if asks else ""
+        by_data.setdefault(_data(cell, text), {}).setdefault(teacher, []).append(job)
     out: list[list[Job]] = []
     for teachers in by_data.values():
         without = teachers.pop("", [])
@@ -109,19 +112,21 @@ def _groups(jobs: Sequence[Job], cells: Mapping[str, CellFile]) -> list[list[Job
     return out
 
 
-def _data(cell: CellFile) -> str:
-    data = cell.dataset.model_dump(exclude={"label"})
-    return _text(
-        [
-            cell.task,
-            data,
-            cell.recipe.model_dump(mode="json"),
-            cell.seed,
-            cell.trial,
-            cell.device,
-            cell.threads,
-        ]
-    )
+class _Texts:
+    """Texts of models; cells have them in common, so each is written once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[BaseModel, str]] = {}
+
+    def of(self, model: BaseModel, leave: str = "") -> str:
+        if id(model) not in self._known:
+            self._known[id(model)] = model, _text(model.model_dump(mode="json", exclude={leave}))
+        return self._known[id(model)][1]
+
+
+def _data(cell: CellFile, text: _Texts) -> str:
+    data, recipe = text.of(cell.dataset, "label"), text.of(cell.recipe)
+    return _text([cell.task, data, recipe, cell.seed, cell.trial, cell.device, cell.threads])
 
 
 def _text(value: Any) -> str:

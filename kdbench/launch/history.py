@@ -10,7 +10,8 @@ from typing import Any
 from kdbench.engine.cellspec import CellFile
 from kdbench.errors import KdbenchError
 from kdbench.launch.forecast import Forecast, Seen, seen_in, size_of
-from kdbench.launch.planned import Plan, PlannedCell, costs
+from kdbench.launch.looking import costs
+from kdbench.launch.planned import Plan, PlannedCell
 from kdbench.results.store import read_curves, read_record_dict
 
 #: Records of cells that the matrix no longer has, of which at most so many are read.
@@ -23,7 +24,9 @@ def forecast_of(plan: Plan, device: str | None = None) -> Forecast:
     Args:
         device: take only records made on this kind of device; None: those of the kind that most were made on.
     """
-    sizes = {cell.id: size_of(cell.file, cell.images, cell.macs) for cell in plan.cells}
+    patterns = dict.fromkeys(cell.pattern for cell in plan.cells)
+    by_pattern = {p: size_of(p.file, p.images, p.macs) for p in patterns}
+    sizes = {cell.id: by_pattern[cell.pattern] for cell in plan.cells}
     found: list[tuple[str | None, Seen]] = []
     for cell in plan.cells:
         seen = None if cell.seen is None else seen_in(sizes[cell.id], cell.seen, cell.seen["elapsed_s"])
@@ -50,8 +53,10 @@ def _begun(cell: PlannedCell, device: str | None) -> list[Mapping[str, Any]]:
 def _former(plan: Plan) -> Iterator[tuple[str | None, Seen]]:
     """Yield what cells tell that were run before the matrix was changed; epochs and method may be others now."""
     here = {cell.id for cell in plan.cells}
-    images = {cell.file.dataset.model_dump_json(): cell.images for cell in plan.cells}
-    others = (folder for folder in plan.run.cell_folders() if folder.name not in here)
+    patterns = dict.fromkeys(cell.pattern for cell in plan.cells)
+    images = {p.file.dataset.model_dump_json(): p.images for p in patterns}
+    others = (plan.run.cells / name for name in sorted(plan.run.cell_names() - here))
+    others = (folder for folder in others if (folder / "result.json").exists())
     for folder in islice(others, MOST_FORMER):
         try:
             cell = CellFile.model_validate_json((folder / "cell.json").read_bytes())

@@ -17,12 +17,13 @@ from kdbench.launch.aside import put_aside
 from kdbench.launch.failure import log_tail
 from kdbench.launch.gang_worker import gang_child
 from kdbench.launch.gangs import gang_of
+from kdbench.launch.holding import DONE, INTERRUPTED
 from kdbench.launch.life import kill_all, kill_group
 from kdbench.launch.packing import Packing
 from kdbench.launch.peers import PROCESSES
 from kdbench.launch.schedule import Cost, Order
 from kdbench.launch.server import context
-from kdbench.launch.worker import DONE, FAILED, INTERRUPTED, NO_SPACE, child
+from kdbench.launch.worker import FAILED, NO_SPACE, child
 from kdbench.results.store import read_record_dict
 
 Report = Callable[[Mapping[str, Any]], None]

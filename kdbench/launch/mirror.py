@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from kdbench.errors import RecordError
 from kdbench.registry import Registry
+from kdbench.results.store import RESULT, read_record_dict
 
 
 def prepare(registry: Registry, names: Sequence[str]) -> None:
@@ -45,13 +47,28 @@ class Mirrors:
         """Open every sink."""
         self._later(self._open, matrix, uri)
 
-    def write(self, record: Mapping[str, Any], folder: Path) -> None:
-        """Mirror one record."""
-        self._later(self._each, lambda s: s.write(record, folder))
+    def write(self, folder: Path) -> None:
+        """Mirror the record of a cell; it is read when its turn comes, so that a slow store holds up no memory."""
+        self._later(self._write, folder)
 
-    def annotate(self, cell_id: str, metrics: Mapping[str, float]) -> None:
-        """Add metrics that only the whole matrix can tell, where a sink takes them."""
-        self._later(self._each, lambda s: s.annotate(cell_id, metrics) if hasattr(s, "annotate") else None)
+    def _write(self, folder: Path) -> None:
+        with contextlib.suppress(RecordError):  # put aside meanwhile: the cell runs again
+            record = read_record_dict(folder / RESULT)
+            self._each(lambda s: s.write(record, folder))
+
+    @property
+    def annotated(self) -> bool:
+        """Whether any sink takes what only the whole matrix can tell."""
+        sinks = [self._registry.get("sinks", name).load() for name in self._names]
+        return any(hasattr(s, "annotate") or hasattr(s, "summarise") for s in sinks)
+
+    def annotate(self, found: Mapping[str, Mapping[str, float]]) -> None:
+        """Add to cells, by id, metrics that only the whole matrix can tell, where a sink takes them."""
+        self._later(self._annotate, found)
+
+    def _annotate(self, found: Mapping[str, Mapping[str, float]]) -> None:
+        for item in found.items():
+            self._each(lambda s, item=item: s.annotate(*item) if hasattr(s, "annotate") else None)
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Mirror what is said of the seeds of each row together, where a sink takes it."""

@@ -7,7 +7,10 @@ from typing import Any
 from kdbench.launch.failure import failure_record
 from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Plan
+from kdbench.launch.views import Facts
+from kdbench.launch.whole import told
 from kdbench.matrix.identity import PROTOCOL
+from kdbench.results.progress import write_plan
 from kdbench.results.store import atomic_write_json, read_record_dict, write_record
 
 #: In a run folder: its board is not made yet, or not made whole.
@@ -15,7 +18,7 @@ BOARD_DUE = ".board-due"
 
 
 def write_matrix(plan: Plan) -> None:
-    """Write ``matrix.json`` into the run folder, and note that its board is due. Raises OSError."""
+    """Write ``matrix.json`` and the list of cells, and note that the board is due. Raises OSError."""
     (plan.run.path / BOARD_DUE).touch()
     matrix = plan.matrix.matrix
     facts = {
@@ -26,13 +29,14 @@ def write_matrix(plan: Plan) -> None:
         "sha256": plan.matrix.text_sha256,
     }
     atomic_write_json(plan.run.path / "matrix.json", facts)
+    patterns = {p: k for k, p in enumerate(dict.fromkeys(c.pattern for c in plan.cells))}
+    write_plan(plan.run, [(c.id, patterns[c.pattern]) for c in plan.cells])
 
 
 def matrix_facts(plan: Plan) -> dict[str, Any]:
     """Return what sinks and plug-ins are told of a matrix and its cells."""
     matrix = plan.matrix.matrix
-    cells = [{"cell_id": c.id, "status": c.status, "label": c.label} for c in plan.cells]
-    return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": cells}
+    return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": Facts(plan.cells)}
 
 
 def note_not_applicable(plan: Plan, mirrors: Mirrors) -> None:
@@ -48,17 +52,14 @@ def note_not_applicable(plan: Plan, mirrors: Mirrors) -> None:
         cell.folder.mkdir(parents=True, exist_ok=True)
         atomic_write_json(cell.folder / "cell.json", content)
         write_record(cell.folder, record)
-        mirrors.write(record.model_dump(mode="json"), cell.folder)
+        mirrors.write(cell.folder)
 
 
 def annotate(plan: Plan, mirrors: Mirrors) -> None:
     """Tell the sinks what takes the whole matrix to know."""
-    if not mirrors:
+    if not mirrors.annotated:
         return
-    from kdbench.leaderboard.mirrored import tell
-
     # of all that is in the folder, so that `kdbench sync` tells the same
-    told = tell(plan.run.good_records())
-    for cell_id, metrics in told.annotations.items():
-        mirrors.annotate(cell_id, metrics)
-    mirrors.summarise(told.summaries)
+    found = told(plan.run)
+    mirrors.annotate(found.annotations)
+    mirrors.summarise(found.summaries)

@@ -107,14 +107,17 @@ class Peers:
         device: where the cell runs; decides the backend.
         lost: called in a thread when another process is lost or failed, unless this one :meth:`claim`-ed the
             end of the cell within :data:`GRACE_S`; must end the process.
+        over: called in a thread with an exit code when the leading process has nothing to do here; likewise.
 
     Raises KdbenchError when they do not come together.
     """
 
-    def __init__(self, seat: Seat, device: str, lost: Callable[[Loss], None]) -> None:
+    def __init__(
+        self, seat: Seat, device: str, lost: Callable[[Loss], None], over: Callable[[int], None]
+    ) -> None:
         from kdbench.engine.together.group import Group
 
-        self.seat, self._lost = seat, lost
+        self.seat, self._lost, self._over = seat, lost, over
         self.loss: Loss | None = None
         self._told, self._claimed, self._heard = threading.Event(), threading.Event(), threading.Event()
         self._ended = False
@@ -139,6 +142,12 @@ class Peers:
         """Tell the leading process that this one failed, and wait until it has written that down."""
         self._say({"failed": vars(loss)})
         self._heard.wait(HEARD_S)
+
+    def dismiss(self, code: int) -> None:
+        """Send the others away with an exit code: the cell is done already, or another's."""
+        self._ended = True
+        self._say({"over": code})
+        self._tidy()
 
     def leave(self) -> None:
         """Part with the others, who know that this one did nothing wrong."""
@@ -209,6 +218,9 @@ class Peers:
         except (OSError, ValueError):
             said = {}
         if "farewell" in said:
+            return
+        if "over" in said:
+            self._over(int(said["over"]))
             return
         self._heard.set()
         if self._ended:

@@ -11,6 +11,15 @@ from typing import Any
 from kdbench.engine.cellspec import Arch, CellFile, Data, TeacherSource, Timing
 from kdbench.errors import KdbenchError, MatrixError
 from kdbench.launch.foresight import single_image, too_few, training_images
+from kdbench.launch.kinds import (
+    dataset_key,
+    method_key,
+    one_of_each,
+    pattern_key,
+    patterns_of,
+    probe_question,
+)
+from kdbench.launch.looking import look_at
 from kdbench.launch.places import (
     NETWORKS,
     place_of,
@@ -18,7 +27,7 @@ from kdbench.launch.places import (
     place_of_problem,
     place_of_teacher,
 )
-from kdbench.launch.planned import Plan, PlannedCell, Teaching, look
+from kdbench.launch.planned import Pattern, Plan, PlannedCell, Teaching
 from kdbench.launch.precision import settle
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.teacher_plan import cached
@@ -56,6 +65,7 @@ class Planner:
         self._methods: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, str] = {}
         self._trained: dict[tuple[Any, ...], PlannedCell] = {}
+        self._patterns: dict[tuple[Any, ...], Pattern] = {}
 
     def plan(self, only: Sequence[str] = ()) -> Plan:
         """Return the plan. Raises KdbenchError for anything in the matrix that cannot be understood."""
@@ -79,28 +89,28 @@ class Planner:
         self._resolve_methods(specs)
         known: dict[str, PlannedCell] = {}
         self._trained.clear()
+        self._patterns.clear()
         asked = [self._add(spec, known) for spec in specs]
         planned = list(known.values())
-        planned.sort(key=lambda c: c.spec.role != "teacher")
+        planned.sort(key=lambda c: c.pattern.spec.role != "teacher")
         for cell, model in zip(asked, like, strict=bool(like)):
             cell.take_after(model)
         known_to_be = {cell.id for cell in asked} if like else set()
         self._probe([cell for cell in planned if cell.id not in known_to_be])
         planned = _without_idle_teachers(planned)
-        for cell in planned:
-            if cell.status != "not_applicable":
-                look(cell, self._registry)
-        possible = [cell.spec for cell in planned if cell.status != "not_applicable"]
-        doubts = dict.fromkeys(single_image(spec, self._infos[_dataset_key(spec)]) for spec in possible)
+        there = self._run.cell_names()
+        look_at([c for c in planned if c.id in there and c.status != "not_applicable"], self._registry)
+        possible = [p.spec for p in patterns_of(planned)]
+        doubts = dict.fromkeys(single_image(spec, self._infos[dataset_key(spec)]) for spec in possible)
         told = [*warnings, *(text for text in doubts if text)]
         return Plan(self._loaded, self._run, planned, told, settled), asked
 
     def space(self, spec: CellSpec) -> dict[str, Any]:
         """Return the space that the method of a planned cell declares for its search."""
-        return dict(self._methods[_method_key(spec)]["search"])
+        return dict(self._methods[method_key(spec)]["search"])
 
     def _check_names(self, specs: Sequence[CellSpec]) -> None:
-        for spec in specs:
+        for spec in one_of_each(specs):
             wanted = [("tasks", spec.task), ("methods", spec.method.name)]
             nets = (spec.student, spec.teacher, spec.assistant)
             wanted += [("architectures", net.name) for net in nets if net is not None]
@@ -120,8 +130,8 @@ class Planner:
     def _describe_datasets(self, specs: Sequence[CellSpec]) -> None:
         from kdbench.engine.build_dataset import make_dataset
 
-        for spec in specs:
-            key = _dataset_key(spec)
+        for spec in one_of_each(specs):
+            key = dataset_key(spec)
             if key in self._infos:
                 continue
             where = self._loaded.where(*self._place(spec, "datasets", spec.dataset.name))
@@ -148,10 +158,10 @@ class Planner:
 
     def _resolve_methods(self, specs: Sequence[CellSpec]) -> None:
         distinct: dict[str, CellSpec] = {}
-        for spec in specs:
-            distinct.setdefault(_method_key(spec), spec)
+        for spec in one_of_each(specs):
+            distinct.setdefault(method_key(spec), spec)
             if (alone := teacher_cell(spec)) is not None:
-                distinct.setdefault(_method_key(alone), alone)
+                distinct.setdefault(method_key(alone), alone)
         questions = [
             {
                 "ask": "method",
@@ -169,7 +179,27 @@ class Planner:
             self._methods[key] = answer
 
     def _add(self, spec: CellSpec, cells: dict[str, PlannedCell], keep: int = 0) -> PlannedCell:
-        method = self._methods[_method_key(spec)]
+        key = pattern_key(spec)
+        pattern = self._patterns.get(key)
+        if pattern is None:
+            pattern = self._patterns[key] = self._pattern(spec, cells)
+        cell_id = pattern.id_of(spec.seed)
+        cell = cells.get(cell_id)
+        if cell is None:
+            cell = cells[cell_id] = PlannedCell(pattern, spec.seed, cell_id)
+        elif spec.role == "student" and cell.pattern.spec.role == "teacher":
+            cell.pattern = pattern
+        if pattern.reason:
+            cell.status, cell.reason = "not_applicable", pattern.reason
+        if keep:
+            from kdbench.matrix.route import route_epochs
+
+            wanted = {*cell.file.keep_epochs, *route_epochs(spec.recipe.epochs, keep)}
+            cell.change(keep_epochs=sorted(wanted))
+        return cell
+
+    def _pattern(self, spec: CellSpec, cells: dict[str, PlannedCell]) -> Pattern:
+        method = self._methods[method_key(spec)]
         teachers: list[TeacherSource] = []
         after: list[str] = []
         reason = None
@@ -183,28 +213,14 @@ class Planner:
             reason = too_few(spec.teacher, method["teachers"])
         if reason is None and method["assistants"] and spec.assistant is None:
             reason = "needs a pair with an assistant"
+        teaching = Teaching(
+            info=self._infos[dataset_key(spec)],
+            reads=method["reads"],
+            real_data=method["real_data"],
+            views=tuple(method["views"]),
+        )
         file = self._file(spec, method, teachers)
-        cell = cells.get(file.cell_id)
-        if cell is None:
-            cell = PlannedCell(spec, file, self._run.cell(file.cell_id), after=after)
-            cell.teaching = Teaching(
-                info=self._infos[_dataset_key(spec)],
-                reads=method["reads"],
-                real_data=method["real_data"],
-                views=tuple(method["views"]),
-            )
-            cells[file.cell_id] = cell
-        elif spec.role == "student" and cell.spec.role == "teacher":
-            cell.spec = spec
-            cell.file.labels = file.labels
-        if reason:
-            cell.status, cell.reason = "not_applicable", reason
-        if keep:
-            from kdbench.matrix.route import route_epochs
-
-            wanted = {*cell.file.keep_epochs, *route_epochs(spec.recipe.epochs, keep)}
-            cell.file.keep_epochs = sorted(wanted)
-        return cell
+        return Pattern(spec, file, self._run.cells, after, teaching=teaching, reason=reason)
 
     def _teacher(
         self, spec: CellSpec, k: int, cells: dict[str, PlannedCell], route: int
@@ -218,7 +234,7 @@ class Planner:
             digest = self._hash(path, where)
             if teacher.sha256 is not None and teacher.sha256.lower() != digest:
                 raise MatrixError(f"{where}: {path}: sha256 is {digest}, the matrix expects {teacher.sha256}")
-            channels = self._infos[_dataset_key(spec)].in_chans
+            channels = self._infos[dataset_key(spec)].in_chans
             if teacher.mean is not None and len(teacher.mean) != channels:
                 raise MatrixError(
                     f"{where}: the teacher's mean and std have {len(teacher.mean)} values, "
@@ -257,7 +273,7 @@ class Planner:
         return self._digests[key]
 
     def _file(self, spec: CellSpec, method: Mapping[str, Any], teachers: list[TeacherSource]) -> CellFile:
-        get, info = self._registry.get, self._infos[_dataset_key(spec)]
+        get, info = self._registry.get, self._infos[dataset_key(spec)]
         storage = choose_storage(spec.dataset.storage, info, spec.recipe.augment.kind)
         # only for methods that use it, so that naming one leaves the ids of all other cells as they are
         assistant = spec.assistant if method["assistants"] else None
@@ -282,7 +298,7 @@ class Planner:
             teachers=described,
             assistant_version=get("architectures", assistant.name).version if assistant else None,
             storage=storage,
-            dataset_args=self._data_args[_dataset_key(spec)],
+            dataset_args=self._data_args[dataset_key(spec)],
             teacher_cache=table,
         )
         timing = spec.throughput
@@ -332,10 +348,9 @@ class Planner:
         )
 
     def _probe(self, cells: Sequence[PlannedCell]) -> None:
-        groups: dict[str, list[PlannedCell]] = {}
-        for cell in cells:
-            if cell.status != "not_applicable":
-                groups.setdefault(json.dumps(_probe_question(cell.file), sort_keys=True), []).append(cell)
+        groups: dict[str, list[Pattern]] = {}
+        for pattern in patterns_of(cells):
+            groups.setdefault(json.dumps(probe_question(pattern.file), sort_keys=True), []).append(pattern)
         answers = self._resolver.ask([json.loads(q) for q in groups])
         for group, answer in zip(groups.values(), answers, strict=True):
             spec = group[0].spec
@@ -345,19 +360,21 @@ class Planner:
                     about = place_of_teacher(self._loaded, spec)
                 where = self._loaded.where(*about)
                 raise MatrixError(f"{where}: {answer['error']}")
-            for cell in group:
-                cell.macs = answer.get("macs")
-                cell.images = training_images(cell.spec, self._infos[_dataset_key(cell.spec)])
-                if cell.teaching is not None:
-                    cell.teaching.pooled = tuple(answer.get("pooled") or ())
-                if answer.get("reason"):
-                    cell.status, cell.reason = "not_applicable", answer["reason"]
+            for pattern in group:
+                pattern.macs = answer.get("macs")
+                pattern.images = training_images(pattern.spec, self._infos[dataset_key(pattern.spec)])
+                if pattern.teaching is not None:
+                    pattern.teaching.pooled = tuple(answer.get("pooled") or ())
+                pattern.reason = pattern.reason or answer.get("reason")
+        for cell in cells:
+            if cell.pattern.reason and cell.status != "not_applicable":
+                cell.status, cell.reason = "not_applicable", cell.pattern.reason
 
 
 def _without_idle_teachers(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
     """Drop the teachers of nothing but cells that cannot be."""
     wanted = {teacher for cell in cells if cell.status != "not_applicable" for teacher in cell.after}
-    return [cell for cell in cells if cell.spec.role != "teacher" or cell.id in wanted]
+    return [cell for cell in cells if cell.pattern.spec.role != "teacher" or cell.id in wanted]
 
 
 def _tuning(spec: CellSpec) -> Tuning | None:
@@ -365,34 +382,3 @@ def _tuning(spec: CellSpec) -> Tuning | None:
         return None
     facts = {key: value for key, value in vars(spec.tuning).items() if key != "shared"}
     return Tuning.model_validate({**facts, "seeds": list(spec.tuning.seeds)})
-
-
-def _dataset_key(spec: CellSpec) -> str:
-    limits = [spec.dataset.limit_train, spec.dataset.limit_test]
-    return json.dumps([spec.dataset.name, dict(spec.dataset.args), limits], sort_keys=True, default=str)
-
-
-def _method_key(spec: CellSpec) -> str:
-    return json.dumps([spec.method.name, spec.method.preset, dict(spec.method.params)], sort_keys=True)
-
-
-def _probe_question(file: CellFile) -> dict[str, Any]:
-    """Return the question, without what cannot matter to the answer (seed, labels, teacher cell ids)."""
-    cell = file.model_dump(mode="json")
-    cell.update(
-        cell_id="0" * 64, identity={}, seed=0, keep_epochs=[], evaluators=[], throughput=None, tuning=None
-    )
-    cell["labels"] = {
-        **cell["labels"],
-        "seed": 0,
-        "matrix": "",
-        "role": "student",
-        "variant": "",
-        "recipe": "",
-        "track": "",
-    }
-    cell["labels"].update(preset=None, fidelity="")
-    for k, teacher in enumerate(cell["teachers"]):
-        if teacher["source"] == "cell":
-            teacher["ref"] = str(k)
-    return {"ask": "probe", "cell": cell}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kdbench.errors import KdbenchError
 from kdbench.launch.resolve import Resolver
-from kdbench.matrix import CellSpec
+from kdbench.matrix import CellSpec, TeacherSpec
 from kdbench.matrix.recipe import Recipe
 
 
@@ -30,7 +30,8 @@ def settle(specs: Sequence[CellSpec], resolver: Resolver, device: str) -> tuple[
     if "compile" in keys and answer["device"] == "cpu":
         stands["compile"] = "none"
         notes.append("compile auto: none on the CPU")
-    return [_settled(spec, stands) for spec in specs], notes
+    settled = _Settled(stands)
+    return [settled.cell(spec) for spec in specs], notes
 
 
 def _told(precision: str, device: str) -> str:
@@ -48,10 +49,26 @@ def _open(spec: CellSpec, key: str) -> bool:
     return any(getattr(r, key) == "auto" for r in recipes)
 
 
-def _settled(spec: CellSpec, stands: Mapping[str, str]) -> CellSpec:
-    def of(recipe: Recipe) -> Recipe:
-        update = {key: value for key, value in stands.items() if getattr(recipe, key) == "auto"}
-        return recipe.model_copy(update=update) if update else recipe
+class _Settled:
+    """Puts values in the place of ``auto``; what cells had in common they have in common afterwards."""
 
-    teacher = spec.teacher and replace(spec.teacher, recipe=of(spec.teacher.recipe))
-    return replace(spec, recipe=of(spec.recipe), teacher=teacher)
+    def __init__(self, stands: Mapping[str, str]) -> None:
+        self._stands = stands
+        # with what they were made of, so that no other object gets the same id meanwhile
+        self._recipes: dict[int, tuple[Recipe, Recipe]] = {}
+        self._teachers: dict[int, tuple[TeacherSpec, TeacherSpec]] = {}
+
+    def cell(self, spec: CellSpec) -> CellSpec:
+        teacher = spec.teacher
+        if teacher is not None:
+            if id(teacher) not in self._teachers:
+                made = replace(teacher, recipe=self._recipe(teacher.recipe))
+                self._teachers[id(teacher)] = teacher, made
+            teacher = self._teachers[id(teacher)][1]
+        return replace(spec, recipe=self._recipe(spec.recipe), teacher=teacher)
+
+    def _recipe(self, recipe: Recipe) -> Recipe:
+        if id(recipe) not in self._recipes:
+            update = {key: value for key, value in self._stands.items() if getattr(recipe, key) == "auto"}
+            self._recipes[id(recipe)] = recipe, recipe.model_copy(update=update) if update else recipe
+        return self._recipes[id(recipe)][1]

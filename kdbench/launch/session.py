@@ -11,19 +11,19 @@ from typing import Any
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
+from kdbench.launch.chosen import OPEN, open_cells, still_open
 from kdbench.launch.elsewhere import check_processes, known_options, place_of, shares_at
 from kdbench.launch.failure import clean_log, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
 from kdbench.launch.history import forecast_of
-from kdbench.launch.locks import FileLock
+from kdbench.launch.holding import hold_run
 from kdbench.launch.mirror import Mirrors, prepare
 from kdbench.launch.notes import annotate, matrix_facts, note_not_applicable, write_matrix
 from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
-from kdbench.launch.planned import look
 from kdbench.launch.progress import CUT, Progress, clock_text, outcome
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
@@ -31,14 +31,11 @@ from kdbench.launch.shares import Shares, share_out
 from kdbench.launch.signals import asked_to_stop
 from kdbench.launch.system import SystemSampler, has_gpu_driver
 from kdbench.launch.teacher_plan import describe
+from kdbench.launch.views import Files
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
-from kdbench.results.store import atomic_write_json, read_record_dict, remove_unfinished
-
-#: Statuses that ``--rerun failed`` takes up again.
-FAILED = frozenset({"failed", "oom", "timeout", "diverged", "crashed"})
-#: Statuses of cells that are run without being asked for.
-OPEN = frozenset({"to run", "interrupted"})
+from kdbench.results.lease import Lease, LeaseLost
+from kdbench.results.store import atomic_write_bytes, read_record_dict, remove_unfinished
 
 
 @dataclass
@@ -75,6 +72,7 @@ class Session:
             registry, options.sinks, progress.note, f"kdbench sync {plan.matrix.matrix.name}"
         )
         self._stops = 0
+        self._lease: Lease | None = None
         self._shares = Shares(1, None, 0)
         self._outlook = Outlook(Forecast({}))
         self._answer: tuple[str, int] | None = None
@@ -91,32 +89,14 @@ class Session:
 
     def open_cells(self) -> list[PlannedCell]:
         """Return the cells that this invocation runs."""
-        wanted = set(OPEN)
-        if self._options.rerun == "failed":
-            wanted |= FAILED
-        chosen = [c for c in self._plan.cells if c.status in wanted]
-        if self._options.rerun == "all":
-            chosen = [c for c in self._plan.cells if c.status != "not_applicable"]
-        if self._options.rerun == "changed":
-            chosen = [c for c in self._plan.cells if c.status in wanted or c.stale]
-        if self._options.only_teachers:
-            chosen = [c for c in chosen if any(c.id in other.after for other in self._plan.cells)]
-        ids = {c.id for c in chosen}
-        # a cell that failed for want of its teacher is open again once that teacher is
-        for cell in self._plan.cells:
-            if self._options.only_teachers:
-                break
-            again = cell.status in FAILED and any(a in ids for a in cell.after)
-            if again and cell.id not in ids:
-                chosen.append(cell)
-                ids.add(cell.id)
-        return chosen
+        return open_cells(self._plan.cells, self._options.rerun, only_teachers=self._options.only_teachers)
 
     def run(self) -> bool:
         """Run the open cells. Returns whether the run was interrupted."""
         folder = self._plan.run.path
         cells = self.open_cells()
-        done = sum(c.status == "done" for c in self._plan.cells if c not in cells)
+        wanted = {c.id for c in cells}
+        done = sum(c.status == "done" for c in self._plan.cells if c.id not in wanted)
         again = sum(c.status == "done" for c in cells)
         finished = f"{again} of them done before" if again else f"{done} finished before"
         planned = f"{self._plan.matrix.matrix.name}: {len(cells)} cell(s) to run, {finished}"
@@ -131,15 +111,13 @@ class Session:
         self._tell(self._doubts(cells))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
+            lease = hold_run(folder)
         except OSError as e:
             raise KdbenchError(f"{folder}: cannot write the run folder ({e.strerror})") from e
-        if not lock.try_exclusive():
-            raise KdbenchError(f"{folder}: another kdbench is running this matrix")
         try:
             for there in (folder, folder / "board"):
                 remove_unfinished(there)
-            cells = self._still_open(cells)
+            cells = still_open(self._plan, cells, self._registry)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
             write_matrix(self._plan)
@@ -152,8 +130,10 @@ class Session:
             if self._outlook.forecast.knows:
                 self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
+            self._lease = lease
             with asked_to_stop(self._stop), self._watched():
                 self._launch(jobs, gpus)
+            self._asked()
             annotate(self._plan, self._mirrors)
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
             self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
@@ -163,27 +143,24 @@ class Session:
             raise
         finally:
             self._progress.stop()
-            lock.close()
+            lease.close()
         return self._stops > 0
 
-    def _still_open(self, cells: Sequence[PlannedCell]) -> list[PlannedCell]:
-        """Return the cells without those that another run finished between the plan and the lock."""
-        again = [c for c in cells if c.status not in OPEN]
-        for cell in cells:
-            if cell.status in OPEN:
-                look(cell, self._registry)
-        return [c for c in cells if c.status in OPEN or c in again]
+    def device(self) -> str:
+        """Return where the cells run: ``cpu`` or ``cuda``. Raises KdbenchError where that cannot be used."""
+        return self._devices(self._plan.cells)[0]
 
     def _devices(self, cells: Sequence[PlannedCell]) -> tuple[str, int]:
         if self._answer is not None:
             return self._answer
         if self._place is not None:
             return self._place.device, 0
+        files = [pattern.file for pattern in {c.pattern for c in cells}]
         question = {
             "ask": "device",
             "device": self._options.device,
-            "precisions": sorted({p for c in cells for p in c.file.precisions}),
-            "compiles": sorted({c.file.recipe.compile for c in cells}),
+            "precisions": sorted({p for file in files for p in file.precisions}),
+            "compiles": sorted({file.recipe.compile for file in files}),
         }
         answer = Resolver(self._registry, self._options.disable).ask([question])[0]
         if answer["error"]:
@@ -197,19 +174,22 @@ class Session:
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
             set_aside(cell, keep_done=cell.status in OPEN and not cell.damaged)
-        atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
+        # what is lost with the machine's power is written again by the next plan
+        text = cell.file.model_dump_json(indent=2)
+        atomic_write_bytes(cell.folder / "cell.json", text.encode(), durable=False)
         return job
 
     def _job(self, cell: PlannedCell, device: str, chosen: set[str]) -> Job:
-        cell.file.device = device
-        cell.file.threads, cell.file.loaders = self._shares.threads, self._shares.loaders
+        file = cell.pattern.file
+        file.device = device
+        file.threads, file.loaders = self._shares.threads, self._shares.loaders
         return Job(
             cell_id=cell.id,
             folder=cell.folder,
             label=cell.label,
             after=tuple(a for a in cell.after if a in chosen or self._cells[a].status != "done"),
-            timeout_s=cell.spec.timeout_s,
-            method=cell.file.method,
+            timeout_s=cell.pattern.spec.timeout_s,
+            method=cell.pattern.file.method,
             cost=self._outlook.forecast.cost(cell.id),
         )
 
@@ -222,7 +202,23 @@ class Session:
         options["processes"] = self._options.processes
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
-        self._launcher(options).run(jobs, self._on_event, lambda: self._stops)
+        self._launcher(options).run(jobs, self._on_event, self._asked)
+
+    def _asked(self) -> int:
+        """Return how often the user, or the loss of the run folder, asked to stop."""
+        if not self._stops and self._lease is not None and self._lease.lost:
+            self._stops = 1
+            self._progress.note("stopping: another kdbench took over the run folder")
+        return self._stops
+
+    def _lost(self) -> bool:
+        """Return whether what becomes of the cells is for another process to tell."""
+        try:
+            if self._lease is not None:
+                self._lease.check()
+        except LeaseLost:
+            return True
+        return False
 
     @property
     def _slots_per_gpu(self) -> Slots:
@@ -266,7 +262,7 @@ class Session:
                 self._tell([f"warning: the launcher '{self._options.launcher}' runs every cell alone"])
             arranged = list(jobs)
         else:
-            arranged = arrange(jobs, {c.id: c.file for c in self._plan.cells}, self._wish, workers)
+            arranged = arrange(jobs, Files(self._cells), self._wish, workers)
         self._outlook.plan(arranged, workers)
         return arranged
 
@@ -276,7 +272,7 @@ class Session:
         chosen = [c for c in self._plan.cells if c.id in ids]
         lines = [*self._plan.notes]
         lines += describe(chosen, self._plan.cells, [[j.cell_id for j in job.gang] for job in jobs])
-        alone = compiled([c.file for c in chosen]) if self._wish != "off" else None
+        alone = compiled(c.file if c.own else c.pattern.file for c in chosen) if self._wish != "off" else None
         return [*lines, *(line for line in (alone, told(jobs, total)) if line)]
 
     def _tell(self, lines: Sequence[str]) -> None:
@@ -350,12 +346,16 @@ class Session:
             self._progress.cell_ended(cell, CUT, "saved; the same command resumes it")
         elif kind == "found":
             record = read_record_dict(cell.folder / "result.json")
-            self._mirrors.write(record, cell.folder)
+            self._mirrors.write(cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
+        elif kind == "died" and self._lost():
+            cell.status = "interrupted"
+            self._progress.cell_ended(cell, CUT, "left to the kdbench that took over the run folder")
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:
-                    write_failure(cell.folder, event["status"], event["message"])
+                    # its process may live after all, on a machine that nobody hears of, and write one now
+                    write_failure(cell.folder, event["status"], event["message"], new=True)
                 except RecordError:
                     # a finished cell that ran again for its weights or route keeps its result
                     self._progress.note(
@@ -366,7 +366,7 @@ class Session:
             cell.reason = (record.get("error") or {}).get("message")
             self._outlook.see(event, record)
             self._progress.cell_ended(cell, cell.status, outcome(record))
-            self._mirrors.write(record, cell.folder)
+            self._mirrors.write(cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
 
     def _fire(self, hook: str, **arguments: Any) -> None:

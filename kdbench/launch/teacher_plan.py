@@ -13,7 +13,7 @@ from typing import Any
 from kdbench.api import cache_dir
 from kdbench.errors import KdbenchError
 from kdbench.launch.foresight import training_images
-from kdbench.launch.planned import PlannedCell, Teaching
+from kdbench.launch.planned import Pattern, PlannedCell, Teaching
 from kdbench.matrix.recipe import Recipe
 from kdbench.matrix.storage import size_text
 from kdbench.results.store import read_record_dict
@@ -70,7 +70,10 @@ class _Group:
     @property
     def forwards(self) -> int:
         """Images that the teachers see when the cells ask them in every step; once for those in one gang."""
-        left = {c.id: c.file.recipe.epochs * self.images * len(c.file.teachers) for c in self.cells}
+        left = {
+            c.id: c.pattern.file.recipe.epochs * self.images * len(c.pattern.file.teachers)
+            for c in self.cells
+        }
         together = ([left.pop(i) for i in gang if i in left] for gang in self.gangs)
         return sum(max(some) for some in together if some) + sum(left.values())
 
@@ -80,22 +83,22 @@ class _Group:
 
     @property
     def views(self) -> int:
-        return views_of(self.first.file.recipe, _teaching(self.first).info.flip)
+        return views_of(self.first.pattern.file.recipe, _teaching(self.first).info.flip)
 
     @property
     def filled(self) -> int:
         """Images that the teachers see to fill the tables."""
-        return self.views * self.images * len(self.first.file.teachers)
+        return self.views * self.images * len(self.first.pattern.file.teachers)
 
     def nbytes(self, dtype: str) -> int:
         pooled = next((_teaching(c).pooled for c in self.cells if _teaching(c).reads == "pooled"), ())
-        classes = _teaching(self.first).info.num_classes * len(self.first.file.teachers)
+        classes = _teaching(self.first).info.num_classes * len(self.first.pattern.file.teachers)
         return self.views * self.images * (classes + sum(pooled)) * _BYTES[dtype]
 
     @property
     def name(self) -> str:
-        spec, labels = self.first.spec, self.first.file.labels
-        trained = any(t.source == "cell" for t in self.first.file.teachers)
+        spec, labels = self.first.spec, self.first.pattern.file.labels
+        trained = any(t.source == "cell" for t in self.first.pattern.file.teachers)
         seed = f" (seed {spec.teacher.seed})" if trained and spec.teacher is not None else ""
         return f"teacher {labels.teacher}{seed} on {labels.dataset}"
 
@@ -116,8 +119,8 @@ def describe(
         plan: all cells of the plan, whose finished teachers tell how fast they are.
         gangs: ids of cells that train in one process and share what their teacher says.
     """
-    taught = [c for c in cells if c.file.teachers and c.status != "not_applicable"]
-    tables = _groups(c for c in taught if c.file.teacher_cache)
+    taught = [c for c in cells if c.pattern.file.teachers and c.status != "not_applicable"]
+    tables = _groups(c for c in taught if c.pattern.file.teacher_cache)
     known = {c.id: c for c in plan}
     lines = [_table_line(g, known) for g in tables]
     if tables:
@@ -125,14 +128,14 @@ def describe(
     ganged = {i for gang in gangs for i in gang}
     reasons: dict[str, list[PlannedCell]] = {}
     for cell in taught:
-        if cell.file.teacher_cache is None:
+        if cell.pattern.file.teacher_cache is None:
             reasons.setdefault(_why_online(cell), []).append(cell)
     for reason, some in reasons.items():
-        names = ", ".join(dict.fromkeys(c.file.method for c in some))
+        names = ", ".join(dict.fromkeys(c.pattern.file.method for c in some))
         shared = sum(c.id in ganged for c in some)
         text = f"{_cut(names)}; {shared} in gangs" if shared else _cut(names)
         lines.append(f"teacher online in {len(some)} cell(s) ({text}): {reason}")
-    could = (c for c in taught if c.file.recipe.teacher_cache == "off" and _refused(c) is None)
+    could = (c for c in taught if c.pattern.file.recipe.teacher_cache == "off" and _refused(c) is None)
     groups = _groups(could)
     for group in groups:
         group.gangs = [set(gang) for gang in gangs]
@@ -140,7 +143,7 @@ def describe(
 
 
 def _table_line(group: _Group, known: Mapping[str, PlannedCell]) -> str:
-    dtype = group.first.file.teacher_cache
+    dtype = group.first.pattern.file.teacher_cache
     assert dtype is not None
     text = (
         f"{group.name}: {dtype} table for {len(group.cells)} cell(s), which read {group.reads}: "
@@ -168,7 +171,7 @@ def _maybe_there(group: _Group) -> bool:
         "images": group.images,
         "views": group.views,
         "width": _teaching(group.first).info.num_classes,
-        "dtype": group.first.file.teacher_cache,
+        "dtype": group.first.pattern.file.teacher_cache,
     }
     for note in Path(cache_dir("teacher-tables")).glob("*/logits.json"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -181,7 +184,7 @@ def _maybe_there(group: _Group) -> bool:
 
 def _room_line(groups: Sequence[_Group]) -> str:
     folder = cache_dir("teacher-tables")
-    needed = sum(g.nbytes(g.first.file.teacher_cache or "fp16") for g in groups)
+    needed = sum(g.nbytes(g.first.pattern.file.teacher_cache or "fp16") for g in groups)
     there = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(there).free
     text = f"teacher tables: {size_text(needed)} in {folder}, {size_text(free)} free"
@@ -201,7 +204,7 @@ def _hint(group: _Group) -> str | None:
 
 def _why_online(cell: PlannedCell) -> str:
     reason = _refused(cell)
-    if cell.file.recipe.teacher_cache != "off":
+    if cell.pattern.file.recipe.teacher_cache != "off":
         return reason or "no table"
     # what no table could serve is no reason to switch one on
     return f"no table could serve them: {reason}" if reason else "recipe.teacher_cache is off"
@@ -209,14 +212,18 @@ def _why_online(cell: PlannedCell) -> str:
 
 def _refused(cell: PlannedCell) -> str | None:
     teaching = _teaching(cell)
-    return refusal(cell.file.recipe, teaching.reads, teaching.real_data)
+    return refusal(cell.pattern.file.recipe, teaching.reads, teaching.real_data)
 
 
 def _groups(cells: Iterable[PlannedCell]) -> list[_Group]:
     """Return the cells by all that their table depends on."""
     groups: dict[str, _Group] = {}
+    keys: dict[Pattern, str] = {}
     for cell in cells:
-        file, recipe = cell.file, cell.file.recipe
+        file, recipe = cell.pattern.file, cell.pattern.file.recipe
+        if cell.pattern in keys:
+            groups[keys[cell.pattern]].cells.append(cell)
+            continue
         key = [
             [t.model_dump() for t in file.teachers],
             file.dataset.model_dump(exclude={"label", "limit_test", "storage"}),
@@ -224,13 +231,14 @@ def _groups(cells: Iterable[PlannedCell]) -> list[_Group]:
             [recipe.precision, recipe.channels_last, recipe.val_fraction, recipe.deterministic],
             file.teacher_cache,
         ]
-        groups.setdefault(json.dumps(key, sort_keys=True, default=str), _Group([])).cells.append(cell)
+        text = keys[cell.pattern] = json.dumps(key, sort_keys=True, default=str)
+        groups.setdefault(text, _Group([])).cells.append(cell)
     return list(groups.values())
 
 
 def _rate(group: _Group, known: Mapping[str, PlannedCell]) -> float | None:
     """Return how many images a second the first teacher took when its speed was measured, if it was."""
-    teacher = known.get(group.first.file.teachers[0].ref)
+    teacher = known.get(group.first.pattern.file.teachers[0].ref)
     if teacher is None or teacher.status != "done":
         return None
     try:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.launch.failure import write_failure
-from kdbench.launch.peers import Loss, Peers, Seat
+from kdbench.launch.holding import DONE, INTERRUPTED, Busy, hold
+from kdbench.launch.peers import MEETING, Loss, Peers, Seat
+from kdbench.results.lease import LeaseLost
 
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
+    from kdbench.results.lease import Lease
 
 
 def run_seat(
@@ -29,7 +32,7 @@ def run_seat(
     is the leading one's alone.
     """
     from kdbench.engine.cell import read_cell
-    from kdbench.launch.worker import DONE, run_folder
+    from kdbench.launch.worker import run_folder
 
     if not read_cell(folder).only_speed:
         return _Part(folder, report, stop, seat, leave).run()
@@ -48,6 +51,8 @@ class _Part:
         self._folder, self._report, self._stop, self._seat, self._leave = folder, report, stop, seat, leave
         self._lead = seat.rank == 0
         self._started = ""
+        #: of the cell, which the leading process holds for all
+        self._lease: Lease | None = None
 
     def run(self) -> int:
         import os
@@ -57,18 +62,19 @@ class _Part:
         from kdbench.engine.cell import Hooks, now, read_cell
         from kdbench.engine.together.sharing import Together
         from kdbench.engine.trial import trainer_of
-        from kdbench.launch.locks import FileLock
-        from kdbench.launch.worker import DONE, WorkerHooks, keep_reserve
+        from kdbench.launch.worker import WorkerHooks, conclude, keep_reserve
         from kdbench.registry import Registry
-        from kdbench.results.store import remove_unfinished
 
-        folder = self._folder
-        lock = FileLock(folder / ".lock") if self._lead else None
-        if lock is not None:
-            lock.exclusive()
-            remove_unfinished(folder)
-        self._started = now()
+        folder, self._started = self._folder, now()
         cell = read_cell(folder)
+        try:
+            held = self._hold() if self._lead else None
+        except OSError as e:
+            return conclude(folder, cell, None, e, self._started, self._report)
+        if isinstance(held, int):
+            Peers(self._seat, cell.device, self._lost, self._leave).dismiss(held)
+            return held
+        self._lease = held
         if cell.threads is not None:
             torch.set_num_threads(cell.threads)
         peers = registry = None
@@ -77,26 +83,33 @@ class _Part:
         close = contextlib.ExitStack()
         if self._lead:
             self._report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
-            hooks = WorkerHooks(folder, cell.device, cell.cell_id, self._report, self._stop)
+            hooks = WorkerHooks(folder, cell.device, cell.cell_id, self._report, self._stop, held)
             close.callback(hooks.close)
         keep_reserve()
         try:
-            peers = Peers(self._seat, cell.device, self._lost)
+            peers = Peers(self._seat, cell.device, self._lost, self._leave)
             registry = Registry.load(disable=cell.disable_plugins)
             trainer_of(folder)(folder, registry, hooks, sharing=Together(peers.group)).run()
         except Exception as e:
             return self._end(e, cell, registry, peers)
         finally:
             close.close()
-            if lock is not None:
-                lock.close()
+            if held is not None:
+                held.close()
         peers.leave()
         return DONE
+
+    def _hold(self) -> Lease | int:
+        try:
+            # the others wait for the leading one, and not for ever
+            return hold(self._folder, self._stop.is_set, MEETING.total_seconds() / 2)
+        except Busy:
+            return INTERRUPTED
 
     def _end(self, error: Exception, cell: CellFile, registry: Any, peers: Peers | None) -> int:
         """Write how the cell ended, once: what came to all processes, or what became of one of them."""
         from kdbench.engine.loop import Interrupted
-        from kdbench.launch.worker import FAILED, INTERRUPTED, conclude, judge
+        from kdbench.launch.worker import FAILED, conclude, judge
 
         if isinstance(error, Interrupted):
             if peers is not None:
@@ -110,7 +123,7 @@ class _Part:
                 self._write(loss)
             return FAILED
         if self._lead:
-            return conclude(self._folder, cell, registry, error, self._started, self._report)
+            return conclude(self._folder, cell, registry, error, self._started, self._report, self._lease)
         status, text, trace = judge(error)
         with contextlib.suppress(Exception):
             print(trace or f"{status}: {text}", file=sys.stderr)
@@ -130,14 +143,15 @@ class _Part:
     def _write(self, loss: Loss) -> None:
         with contextlib.suppress(Exception):
             print(f"{loss.status}: {loss.message}", file=sys.stderr)
-        write_failure(
-            self._folder,
-            loss.status,  # type: ignore[arg-type]
-            loss.message,
-            type_=loss.type,
-            traceback=loss.traceback,
-            started_at=self._started,
-        )
+        with contextlib.suppress(LeaseLost):  # then it is for another process to tell
+            write_failure(
+                self._folder,
+                loss.status,  # type: ignore[arg-type]
+                loss.message,
+                type_=loss.type,
+                traceback=loss.traceback,
+                started_at=self._started,
+            )
 
 
 def _unreachable(error: BaseException | None) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kdbench.errors import KdbenchError, MatrixError, did_you_mean
-from kdbench.launch.locks import FileLock
+from kdbench.launch.holding import hold_run
 from kdbench.launch.plan import PlannedCell, Planner
 from kdbench.launch.progress import Progress
 from kdbench.launch.resolve import Resolver
@@ -19,6 +19,7 @@ from kdbench.matrix import LoadedMatrix, expand
 from kdbench.matrix.searches import SearchSpec
 from kdbench.matrix.tune import Tune
 from kdbench.registry import Registry
+from kdbench.results.lease import Lease
 from kdbench.results.store import RunFolder, read_record
 
 #: Folder of the trials, within that of the run; it has cells as a run has.
@@ -60,9 +61,7 @@ class Tuner:
         Raises KdbenchError where a teacher cannot be had, or another process works on the run.
         """
         book = Book(self._run.path)
-        lock = FileLock(self._run.path / ".lock")
-        if not lock.try_exclusive():
-            raise KdbenchError(f"{self._run.path}: another kdbench is running this matrix")
+        lease = hold_run(self._run.path)
         try:
             for search in self.searches:
                 if search.searchable:
@@ -71,10 +70,10 @@ class Tuner:
             if self._teachers():
                 return True
             while trials := self._next(book, budget):
-                if self._round(book, trials):
+                if self._round(book, trials, lease):
                     return True
         finally:
-            lock.close()
+            lease.close()
         return False
 
     def _plan(self, specs: Sequence[SearchSpec]) -> list[Search]:
@@ -162,13 +161,14 @@ class Tuner:
             for number, values in book.propose(search, budget)
         ]
 
-    def _round(self, book: Book, trials: Sequence[tuple[Search, int, dict[str, Any]]]) -> bool:
+    def _round(self, book: Book, trials: Sequence[tuple[Search, int, dict[str, Any]]], lease: Lease) -> bool:
         """Run trials, at most a batch of each search, and keep what came of them."""
         cells = [search.spec.trials(values, number) for search, number, values in trials]
         like = [cell for search, _, _ in trials for cell in search.cells]
         plan, asked = self._planner.plan_cells([cell for own in cells for cell in own], like=like)
         session = Session(self._registry, plan, self._options, self._progress())
         interrupted = bool(session.open_cells()) and session.run()
+        lease.check()  # who took over asks and tells the studies by now
         planned = iter(asked)
         for (search, number, _), own in zip(trials, cells, strict=True):
             self._keep(book, search, number, [next(planned) for _ in own])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.launch.holding import DONE, INTERRUPTED, hold, lost
 from kdbench.launch.life import kill_group, tie
 from kdbench.launch.log import bound, flush, keep_bounded, redirect
 from kdbench.launch.peers import PROCESSES, Seat, spread
@@ -22,11 +23,12 @@ from kdbench.redact import scrub
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
     from kdbench.registry import Registry
+    from kdbench.results.lease import Lease
 
 Report = Callable[[Mapping[str, Any]], None]
 
 #: Exit codes of a worker process.
-DONE, FAILED, NO_SPACE, INTERRUPTED = 0, 1, 3, 130
+FAILED, NO_SPACE = 1, 3
 
 #: A disk or a quota that is full, a limit on the size of files, a disk that became read-only.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -60,30 +62,31 @@ def run_folder(
     from kdbench.engine.cell import now, read_cell
     from kdbench.engine.speed.cell import SpeedCell
     from kdbench.engine.trial import trainer_of
-    from kdbench.launch.locks import FileLock
     from kdbench.registry import Registry
-    from kdbench.results.store import remove_unfinished
 
-    lock = FileLock(folder / ".lock")
-    lock.exclusive()  # a worker of a killed parent may still be on its way out
-    remove_unfinished(folder)
     started = now()
     cell = read_cell(folder)
+    try:
+        lease = hold(folder, stop.is_set)  # a worker of a killed parent may still be on its way out
+    except OSError as e:
+        return conclude(folder, cell, None, e, started, report)
+    if isinstance(lease, int):
+        return lease
     if cell.threads is not None:
         torch.set_num_threads(cell.threads)
     report({"event": "started", "cell_id": cell.cell_id, "pid": os.getpid()})
     keep_reserve()
     registry = None
-    hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop)
+    hooks = WorkerHooks(folder, cell.device, cell.cell_id, report, stop, lease)
     try:
         registry = Registry.load(disable=cell.disable_plugins)
         runner = SpeedCell if cell.only_speed else trainer_of(folder)
         runner(folder, registry, hooks).run()
     except Exception as e:
-        return conclude(folder, cell, registry, e, started, report)
+        return conclude(folder, cell, registry, e, started, report, lease)
     finally:
         hooks.close()
-        lock.close()
+        lease.close()
     return DONE
 
 
@@ -111,13 +114,15 @@ def conclude(
     error: Exception,
     started: str,
     report: Callable[[Mapping[str, Any]], None],
+    lease: Lease | None = None,
 ) -> int:
-    """Write the record of a cell that ended with `error`. Returns its exit code."""
+    """Write the record of a cell that ended with `error`, if `lease` still holds. Returns its exit code."""
     _reserve.clear()  # first of all: even an import takes memory
     from kdbench.engine.loop import Interrupted
     from kdbench.launch.failure import write_failure
+    from kdbench.results.lease import LeaseLost
 
-    if isinstance(error, Interrupted):
+    if isinstance(error, Interrupted) or lost(lease, error):
         return INTERRUPTED
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         message = f"{error.filename or folder}: {error.strerror}"
@@ -127,15 +132,20 @@ def conclude(
     # to the cell's log, where people look first
     with contextlib.suppress(Exception):
         print(trace or f"{status}: {text}", file=sys.stderr)
-    write_failure(
-        folder,
-        status,
-        text,
-        type_=type(error).__name__,
-        traceback=trace,
-        started_at=started,
-        **_circumstances(cell, registry),
-    )
+    try:
+        write_failure(
+            folder,
+            status,
+            text,
+            type_=type(error).__name__,
+            traceback=trace,
+            started_at=started,
+            **_circumstances(cell, registry),
+        )
+    except (LeaseLost, FileNotFoundError) as late:
+        if lost(lease, late):
+            return INTERRUPTED
+        raise
     return FAILED
 
 
@@ -211,12 +221,13 @@ class WorkerHooks:
         cell_id: str,
         report: Callable[[Mapping[str, Any]], None],
         stop: threading.Event,
+        lease: Lease | None = None,
     ) -> None:
         from kdbench.launch.locks import Turnstile
 
         self._turnstile = Turnstile(folder.parent.parent, device)
         self._device = device
-        self._cell_id, self._report, self._stop = cell_id, report, stop
+        self._cell_id, self._report, self._stop, self._lease = cell_id, report, stop, lease
 
     def enter(self) -> None:
         """A lone cell has every turn."""
@@ -229,7 +240,13 @@ class WorkerHooks:
         self._report(told if (gpu := gpu_state(self._device)) is None else {**told, "gpu": gpu})
 
     def should_stop(self) -> bool:
+        if self._lease is not None and self._lease.lost:
+            self._lease.check()
         return self._stop.is_set()
+
+    def fence(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def wanted(self) -> bool:
         return self._turnstile.wanted()

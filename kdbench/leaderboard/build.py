@@ -100,12 +100,14 @@ def build_board(
     has, OSError.
     """
     from kdbench.leaderboard.board import make_board
+    from kdbench.leaderboard.thrift import Thrift
     from kdbench.results.schema import Record
     from kdbench.results.store import validate_record
 
     out = Path(out)
+    thrift = Thrift()
     valid = [
-        r if isinstance(r, Record) else validate_record(r, f"record {str(r.get('cell_id'))[:12]}")
+        r if isinstance(r, Record) else thrift(validate_record(r, f"record {str(r.get('cell_id'))[:12]}"))
         for r in records
     ]
     title = title or out.resolve().name

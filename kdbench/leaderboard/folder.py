@@ -16,6 +16,7 @@ from kdbench.leaderboard.curves import copy_curve, read_board_curves
 from kdbench.leaderboard.mixing import mixture
 from kdbench.leaderboard.rows import part
 from kdbench.leaderboard.text import NOTE
+from kdbench.leaderboard.thrift import Thrift
 from kdbench.results.content import KEY, content_sha256
 from kdbench.results.store import (
     RESULT,
@@ -87,10 +88,11 @@ def read_records(folder: Path, problems: list[str] | None = None, *, signed: boo
     found: list[Record] = []
     records = folder / "records"
     names = sorted(os.listdir(records)) if records.is_dir() else []
+    thrift = Thrift()
     for name in names:
         try:
             refuse_link(records)
-            found.append(_read_one(records / name, signed))
+            found.append(thrift(_read_one(records / name, signed)))
         except RecordError as error:
             if problems is None:
                 raise

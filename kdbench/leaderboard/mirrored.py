@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kdbench.leaderboard.board import make_board
 from kdbench.leaderboard.gap import cell_gaps
 from kdbench.leaderboard.rows import Row, digest
+from kdbench.leaderboard.thrift import Thrift
 from kdbench.results.mlflow_fields import final_metrics
 from kdbench.results.schema import Record
 from kdbench.stats import summarise
@@ -31,8 +32,9 @@ class Told:
     summaries: list[dict[str, Any]] = field(default_factory=list)
 
 
-def tell(records: Sequence[Record]) -> Told:
+def tell(records: Iterable[Record]) -> Told:
     """Return what the records say together; it depends on the set of records, not on their order."""
+    records = list(map(Thrift(), records))
     gaps = cell_gaps(records)
     done = sorted(r.cell_id for r in records if r.status == "done")
     annotations = {cell: {"final/gap_closed": gaps.get(cell, float("nan"))} for cell in done}

@@ -288,14 +288,22 @@ class _Expander:
 
     def _merged(self, groups: Sequence[tuple[KeyPath, list[CellSpec]]]) -> list[CellSpec]:
         """Drop cells that are equal to an earlier one; say where both stand."""
-        kept: dict[bytes, tuple[CellSpec, str]] = {}
+        kept: dict[tuple[int, int], tuple[CellSpec, KeyPath]] = {}
         merged: dict[tuple[str, str], int] = {}
+        contents: dict[bytes, int] = {}
+        # cells of a product have their parts in common, so what they say but for the seed is worked out once
+        known: dict[tuple[int, ...], int] = {}
         for origin, cells in groups:
             for spec in cells:
-                place = self._loaded.where(*(origin or spec.source))
-                first, first_place = kept.setdefault(content_key(spec), (spec, place))
+                parts = (spec.method, spec.teacher, spec.student, spec.assistant, spec.dataset, spec.recipe)
+                key = tuple(map(id, parts))
+                if key not in known:
+                    known[key] = contents.setdefault(content_key(replace(spec, seed=0)), len(contents))
+                path = origin or spec.source
+                first, first_path = kept.setdefault((known[key], spec.seed), (spec, path))
                 if first is not spec:
-                    merged[first_place, place] = merged.get((first_place, place), 0) + 1
+                    where = self._loaded.where(*first_path), self._loaded.where(*path)
+                    merged[where] = merged.get(where, 0) + 1
         for (one, other), count in merged.items():
             places = one if one == other else f"{one} and {other}"
             self._warnings.append(f"{places}: {count} duplicate cell{'s' if count > 1 else ''} merged")

@@ -138,7 +138,7 @@ class Tuning:
         return {**out, "seeds": list(self.seeds), "space": space}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CellSpec:
     """One cell.
 

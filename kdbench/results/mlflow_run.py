@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 #: MLflow takes 1,000 entities, 1,000 metrics, 100 params and 100 tags in one batch.
 _METRICS_PER_BATCH = 800
 _PARAMS_PER_BATCH = 100
+#: For what fails when another writer does the same at the same time.
+_ATTEMPTS = 3
 #: Kind of run -> the tags with what identifies it and with the digest of its content.
 IDENTITY = {
     "cell": ("kdbench.cell_id", "kdbench.record_sha256"),
@@ -96,7 +98,14 @@ def _log_dataset(client: MlflowClient, run_id: str, content: RunContent) -> None
     name, digest, source = content.dataset
     dataset = Dataset(name=name, digest=digest, source_type="code", source=source)
     context = [InputTag("mlflow.data.context", "training")]
-    client.log_inputs(run_id, datasets=[DatasetInput(dataset, context)])
+    for attempt in range(_ATTEMPTS):
+        try:
+            client.log_inputs(run_id, datasets=[DatasetInput(dataset, context)])
+            return
+        except Exception:
+            # MLflow looks for the data set, then inserts it: of writers that come first together one fails
+            if attempt + 1 == _ATTEMPTS:
+                raise
 
 
 def _log_files(uri: str, run: Run, content: RunContent) -> list[str]:

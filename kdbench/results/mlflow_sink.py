@@ -73,6 +73,8 @@ class MlflowSink:
         self._invocation: str | None = None
         self._known: dict[tuple[str, str], list[_Known]] = {}
         self._counts: dict[str, int] = {}
+        #: digests of what was stored, by what identifies its run
+        self._written: dict[tuple[str, str], str] = {}
 
     @staticmethod
     def prepare() -> None:
@@ -97,7 +99,7 @@ class MlflowSink:
             self._experiment_id = self._experiment(f"kdbench/{matrix['name']}")
         with self._told():
             self._known = self._read_known()
-        self._invocation, self._counts, self.artifact_warnings = None, {}, []
+        self._invocation, self._counts, self._written, self.artifact_warnings = None, {}, {}, []
 
     def write(self, record: Mapping[str, Any], folder: Path) -> None:
         """Store one record with the curves and files in its folder; an older run of the cell is deleted.
@@ -150,6 +152,9 @@ class MlflowSink:
 
     def close(self, status: str) -> None:
         """End the invocation's run (``done``, ``interrupted``, else failed) and let the client go."""
+        if self._client is not None and self._written:
+            with self._told():
+                self._drop_twins()
         if self._client is not None and self._invocation is not None:
             now = now_ms()
             counts = [(f"cells/{k}", float(v), 0, now) for k, v in sorted(self._counts.items())]
@@ -157,6 +162,16 @@ class MlflowSink:
                 log_metrics(self._client, self._invocation, counts)
                 self._client.set_terminated(self._invocation, _PARENT_STATUS.get(status.lower(), "FAILED"))
         self._client = self._invocation = None
+
+    def _drop_twins(self) -> None:
+        """Delete all but one run of what other writers stored at the same time; all choose the same one."""
+        client = self._ready()
+        for which, runs in self._read_known().items():
+            digest = self._written.get(which)
+            same = sorted(k.run_id for k in runs if k.complete and k.digest == digest)
+            for run_id in same[1:] if digest is not None else ():
+                with contextlib.suppress(Exception):  # another writer may have deleted it already
+                    client.delete_run(run_id)
 
     def _ready(self) -> MlflowClient:
         if self._client is None:
@@ -187,7 +202,13 @@ class MlflowSink:
                 location = (path.parent / "mlartifacts" / fields.key(name).replace("/", "-")).as_uri()
             # MLflow would open its pages for language models
             kind = {"mlflow.experimentKind": "custom_model_development"}
-            return str(client.create_experiment(name, artifact_location=location, tags=kind))
+            try:
+                return str(client.create_experiment(name, artifact_location=location, tags=kind))
+            except Exception:
+                # another writer may have made it meanwhile
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
         if found.lifecycle_stage == "deleted":
             raise SinkError(
                 f"MLflow store {redact(self.uri)!r}: the experiment {name!r} was deleted; restore it with "
@@ -232,6 +253,7 @@ class MlflowSink:
                 self.artifact_warnings += warnings
                 values = {name: value for name, value, _ in content.metrics}
                 same = _Known(run_id, digest, True, values)
+                self._written[kind, key] = digest
             for old in known:
                 if old.run_id != same.run_id:
                     client.delete_run(old.run_id)

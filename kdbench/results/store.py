@@ -7,16 +7,19 @@ sees the old content or the new one and never a part.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import RecordError
 from kdbench.redact import hidden
+from kdbench.results import fence
 from kdbench.results.content import KEY, content_sha256, refuse_edited
 
 if TYPE_CHECKING:
@@ -32,32 +35,61 @@ _CELL_ID = re.compile(r"[0-9a-f]{64}\Z")
 _TEMPORARY = re.compile(r"\A\..*\.[0-9a-f]{12}\.tmp\Z")
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+def atomic_write_bytes(path: str | Path, data: bytes, *, durable: bool = True, new: bool = False) -> None:
     """Replace the file `path` by `data`, completely or not at all; its folder must exist.
 
-    Raises OSError; the temporary file is removed and the old content stays.
+    With `new` nothing is replaced: FileExistsError is raised where there is such a file, whoever made it when.
+
+    With `durable` it also outlasts a loss of power, which costs waiting for the disk. Raises OSError, or LeaseLost
+    where another process has the folder by now; the temporary file is removed and the old content stays.
     """
     path = Path(path)
     temp = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temp, "xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        fence.ask(path)
+        if new:
+            _link(temp, path)
+        else:
+            os.replace(temp, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temp.unlink()
         if isinstance(error, OSError) and error.filename is None:  # a write knows no name
             error.filename = str(path)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
-def remove_unfinished(folder: str | Path) -> None:
-    """Remove the temporary files of writers that were killed; nobody may be writing into the folder."""
+def _link(temp: Path, path: Path) -> None:
+    """Give `temp` the name `path`, which no file has. Raises FileExistsError, OSError."""
+    try:
+        os.link(temp, path)
+    except FileExistsError:
+        if temp.stat().st_nlink < 2:  # over NFS it may be told of a link that was made
+            raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temp, path)
+        return
+    temp.unlink()
+
+
+def remove_unfinished(folder: str | Path, check: Callable[[], None] = lambda: None) -> None:
+    """Remove the temporary files of writers that were killed, or that lost the folder.
+
+    `check` raises where the caller lost it meanwhile: then nothing is removed, as another one may be writing.
+    """
     folder = Path(folder)
-    for path in [*folder.glob(".*.tmp"), *folder.glob("route/.*.tmp")]:
+    found = [*folder.glob(".*.tmp"), *folder.glob("route/.*.tmp")]
+    check()  # files of a later owner are none of those that were found before
+    for path in found:
         if _TEMPORARY.search(path.name):
             path.unlink(missing_ok=True)
 
@@ -72,23 +104,29 @@ def _sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def atomic_write_json(path: str | Path, obj: Any) -> None:
+def atomic_write_json(path: str | Path, obj: Any, *, new: bool = False) -> None:
     """Write `obj` as indented UTF-8 JSON, see :func:`atomic_write_bytes`.
 
     Raises ValueError for NaN and infinite numbers, TypeError for what JSON cannot hold, OSError.
     """
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     # A lone surrogate (an undecodable byte of a file name) becomes the escape that JSON has for it.
-    atomic_write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))
+    atomic_write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"), new=new)
 
 
 def read_limited(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     """Return the content of a regular file of at most `limit` bytes. Raises RecordError."""
     try:
-        if not path.is_file():
-            raise RecordError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+        found = os.stat(path)  # before it is opened: a pipe would wait for its writer
+        if not stat.S_ISREG(found.st_mode):
+            raise RecordError(f"{path}: not a regular file")
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            # a buffer of the limit would take longer than all else
+            data = file.read(min(limit, found.st_size) + 1)
+            if found.st_size < len(data) <= limit:
+                data += file.read(limit + 1 - len(data))
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such file") from None
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from error
     if len(data) > limit:
@@ -193,10 +231,11 @@ def read_record_dict(path: str | Path) -> dict[str, Any]:
     return obj
 
 
-def write_record(folder: str | Path, record: Record, *, overwrite: bool = False) -> None:
+def write_record(folder: str | Path, record: Record, *, overwrite: bool = False, new: bool = False) -> None:
     """Write ``result.json`` into a cell's folder, which is made if needed; `record` gets its digest.
 
-    Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, OSError.
+    Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, or any record
+    and `new` is true; OSError.
     """
     path = Path(folder) / RESULT
     if path.exists() and not overwrite:
@@ -212,7 +251,10 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False)
     for part in ("error", "warnings", "environment", "speeds"):
         content[part] = hidden(content[part])
     content[KEY] = record.content_sha256 = content_sha256(content)
-    atomic_write_json(path, content)
+    try:
+        atomic_write_json(path, content, new=new)
+    except FileExistsError as error:
+        raise RecordError(f"{path}: holds a record already") from error
 
 
 def put_record_aside(folder: Path) -> None:
@@ -222,6 +264,7 @@ def put_record_aside(folder: Path) -> None:
     number = len(list(previous.iterdir())) + 1
     while (previous / f"result-{number}.json").exists():
         number += 1
+    fence.ask(folder / RESULT)
     (folder / RESULT).rename(previous / f"result-{number}.json")
 
 
@@ -285,6 +328,13 @@ class RunFolder:
             raise RecordError(f"{path}: expected an object with a name")
         return meta
 
+    def cell_names(self) -> set[str]:
+        """Return the ids of the cells that have a folder, whatever is in it."""
+        try:
+            return set(filter(_CELL_ID.match, os.listdir(self.cells)))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
     def cell_folders(self) -> list[Path]:
         """Return the folders of the cells that have a ``result.json``, sorted by cell id."""
         try:
@@ -313,15 +363,13 @@ class RunFolder:
                 continue
             yield folder, record
 
-    def good_records(self) -> list[Record]:
-        """Return every record that is valid and in its own folder, in the order of cell ids."""
-        good = []
+    def good_records(self) -> Iterator[Record]:
+        """Yield every record that is valid and in its own folder, in the order of cell ids."""
         for folder in self.cell_folders():
             with contextlib.suppress(RecordError):
                 record = read_record(folder / RESULT)
                 if record.cell_id == folder.name:
-                    good.append(record)
-        return good
+                    yield record
 
     def failures(self) -> list[tuple[Path, dict[str, Any]]]:
         """Return (cell folder, record) of every readable record whose status is not ``done``."""

@@ -44,10 +44,10 @@ NAMES = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
 
 
 def hold(path):
-    """Wait for a file before the lock of a run folder is opened."""
+    """Wait for a file before the lease of a run folder is taken."""
 
     def hook(event, arguments):
-        if event == "open" and re.search(r"runs/[^/]+/[.]lock$", str(arguments[0])):
+        if event == "open" and re.search(r"runs/[^/]+/[.]lease[.][0-9a-f]+[.]tmp$", str(arguments[0])):
             open(path + ".held", "w").close()
             while not os.path.exists(path):
                 time.sleep(0.01)
@@ -75,7 +75,7 @@ def arm():
         if event not in NAMES or not arguments or not isinstance(arguments[0], str):
             return
         found = cell.search(arguments[0])
-        if found is None or found[2] in ("log.txt", ".lock"):
+        if found is None or found[2] == "log.txt" or found[2].startswith(".lease"):
             return
         if event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return

@@ -14,8 +14,8 @@ import pytest
 from gang_world import STEPS, World, importable, install, outcome
 
 from kdbench.launch.gang_worker import run_gang
-from kdbench.launch.locks import FileLock
 from kdbench.launch.worker import run_folder
+from kdbench.results.holder import newest_holder
 
 Events = list[dict[str, Any]]
 
@@ -71,11 +71,7 @@ def status(folder: Path) -> str:
 
 
 def free(folder: Path) -> bool:
-    lock = FileLock(folder / ".lock")
-    try:
-        return lock.try_exclusive()
-    finally:
-        lock.close()
+    return newest_holder(folder) is None
 
 
 def test_each_cell_has_its_record_its_log_and_its_lock(world: World, work: Any, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_records_of_another_device_do_not_count(tmp_path: Path, registry: Regist
 def test_epochs_before_a_checkpoint_count(tmp_path: Path, registry: Registry) -> None:
     cell = kd(plan(tmp_path, registry, recipe={**RECIPE, "epochs": 4}), 0)
     cell.folder.mkdir(parents=True)
-    cell.file.device = "cpu"
+    cell.change(device="cpu")
     (cell.folder / "cell.json").write_text(cell.file.model_dump_json())
     (cell.folder / "checkpoint.safetensors").write_bytes(b"state")
     rows = [{"epoch": e, "train_s": 3.0, "eval_s": 1.0} for e in (1, 1, 2, 3)]

@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     plan = Planner(registry, load_matrix(file), RunFolder(folder / "run"), []).plan()
     for cell in plan.cells:
         cell.folder.mkdir(parents=True)
-        cell.file.threads = 1
+        cell.change(threads=1)
         atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
         CellTrainer(cell.folder, registry).run()
     return plan

@@ -11,13 +11,13 @@ from matrices import write_matrix
 from kdbench.errors import KdbenchError
 from kdbench.hooks import Place
 from kdbench.launch.local import LocalLauncher
-from kdbench.launch.locks import FileLock
+from kdbench.launch.looking import costs
 from kdbench.launch.plan import Planner
-from kdbench.launch.planned import costs
 from kdbench.launch.progress import PlainProgress
 from kdbench.launch.session import Options, Session
 from kdbench.matrix import load_matrix
 from kdbench.registry import Registry
+from kdbench.results.lease import Lease
 from kdbench.results.store import RunFolder
 
 
@@ -150,8 +150,8 @@ def test_not_applicable_cells_get_a_record(plan, session):
 
 def test_second_run_of_the_folder_is_refused(plan, session):
     plan.run.path.mkdir(parents=True)
-    lock = FileLock(plan.run.path / ".lock")
-    assert lock.try_exclusive()
+    lock = Lease(plan.run.path)
+    assert lock.take()
     with pytest.raises(KdbenchError, match="another kdbench is running this matrix"):
         session().run()
     lock.close()
@@ -281,7 +281,7 @@ def test_what_would_share_is_told_and_nothing_is_written(session, tmp_path):
 
 def test_cells_that_compile_are_told_where_they_would_share(plan, session):
     for cell in plan.cells:
-        cell.file.recipe = cell.file.recipe.model_copy(update={"compile": "default"})
+        cell.change(recipe=cell.file.recipe.model_copy(update={"compile": "default"}))
     line = "4 cell(s) compile, so each runs in a process of its own"
     assert session(workers=1).sharing()[-1] == line
     assert line not in session(workers=1, gang="off").sharing()
@@ -359,12 +359,24 @@ def test_endings_from_before_are_mirrored_and_no_progress(plan, elsewhere, monke
     session = elsewhere(work)
     assert session.open_cells() == []
     assert not session.idle()
-    monkeypatch.setattr(session._mirrors, "write", lambda record, folder: mirrored.append(record["cell_id"]))
+    monkeypatch.setattr(session._mirrors, "write", lambda folder: mirrored.append(folder.name))
     assert not session.run()
     assert mirrored == [plan.cells[1].id]
     told = capsys.readouterr().err
     assert "a word" in told
     assert "done " not in told
+
+
+def test_parent_that_lost_the_run_folder_writes_no_failure(plan, elsewhere, capsys):
+    def work(self, jobs, report, stop):
+        (plan.run.path / ".lease-2").write_text(json.dumps({"token": "other", "host": "node7", "pid": 12}))
+        (plan.run.path / ".lease-1").unlink()
+        for job in jobs:
+            report({"event": "died", "cell_id": job.cell_id, "status": "crashed", "message": "it ended"})
+
+    assert elsewhere(work).run()
+    assert not list(plan.run.path.glob("cells/*/result.json"))
+    assert "another kdbench took over the run folder" in capsys.readouterr().err
 
 
 def test_leaving_is_told_as_the_launcher_says(elsewhere, capsys):

@@ -10,13 +10,13 @@ from matrices import STUDENT, TEACHER, write_matrix
 
 from kdbench.errors import KdbenchError, MatrixError
 from kdbench.launch import tune
-from kdbench.launch.locks import FileLock
 from kdbench.launch.plan import Planner
 from kdbench.launch.session import Options
 from kdbench.launch.tune import Tuner
 from kdbench.matrix import load_matrix
 from kdbench.matrix.studies import read_studies
 from kdbench.registry import Registry
+from kdbench.results.lease import Lease
 from kdbench.results.store import RunFolder
 
 TUNE = {"trials": 2, "seeds": [9]}
@@ -210,8 +210,8 @@ def test_bad_input(tuner, given, said):
 
 def test_two_at_a_time_is_refused(tmp_path, tuner, sessions):
     (tmp_path / "run").mkdir()
-    lock = FileLock(tmp_path / "run" / ".lock")
-    assert lock.try_exclusive()
+    lease = Lease(tmp_path / "run")
+    assert lease.take()
     with pytest.raises(KdbenchError, match="another kdbench is running this matrix"):
         tuner(only=["kd"]).run(1)
-    lock.close()
+    lease.close()

@@ -12,7 +12,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from kdbench.launch.worker import serve
 
-def run(report, stop):
+def run(report, stop, seat):
     multiprocessing.set_start_method("spawn", force=True)  # as in a child of the fork server
     from tqdm import tqdm
     return sum(tqdm(range(3)))

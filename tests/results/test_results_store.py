@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 
@@ -58,6 +59,25 @@ def test_record_round_trip(tmp_path):
     found = store.read_record(tmp_path / "cell" / "result.json")
     assert found == record
     assert store.read_record_dict(tmp_path / "cell" / "result.json") == record.model_dump(mode="json")
+
+
+def test_new_record_replaces_none(tmp_path, monkeypatch):
+    def refuse(*names):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    first, second = (Record.model_validate(make_record(status=status)) for status in ("oom", "crashed"))
+    store.write_record(tmp_path, first, new=True)
+    before = (tmp_path / "result.json").read_bytes()
+    for links in (True, False):  # with and without hard links
+        with pytest.raises(RecordError, match="holds a record already"):
+            store.write_record(tmp_path, second, new=True)
+        assert (tmp_path / "result.json").read_bytes() == before
+        assert len(list(tmp_path.iterdir())) == 1
+        if links:
+            monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "result.json").unlink()
+    store.write_record(tmp_path, first, new=True)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
 
 
 def test_records_put_aside_never_replace_each_other(tmp_path):

@@ -16,6 +16,8 @@ from kdbench_docs.markup import code, escape, table
 VARIABLES = {
     "KDBENCH_CACHE": "Folder of downloads and decoded images; default `~/.cache/kdbench`.",
     "KDBENCH_DISABLE_PLUGINS": "Plug-ins to leave out, separated by commas.",
+    "KDBENCH_LEASE_S": "Seconds (default: 60) after which a process of another machine that gives no sign of life "
+    "counts as gone, and its cell may be taken over.",
     "KDBENCH_STRICT_PLUGINS": "`1`: a broken, incompatible or conflicting plug-in is an error.",
     "MLFLOW_TRACKING_URI": "MLflow store of runs, where `--tracking-uri` is not given.",
 }

@@ -40,6 +40,7 @@ class SpeedCell:
             plugins=provenance(self.registry, cell),
             **speed_parts(sheet, cell.student.name),
         )
+        self.hooks.fence()
         write_record(self.folder, record)
         return record
 

@@ -99,7 +99,7 @@ def _run(content: dict[str, Any], spec: Spec, folder: Path, clock: Clock) -> Out
     (cell,) = plan.cells
     if cell.status == "not_applicable":
         raise ValueError(f"kdbench: {cell.label}: {cell.reason}")
-    cell.file.device, cell.file.threads = spec.device, spec.threads
+    cell.change(device=spec.device, threads=spec.threads)
     cell.folder.mkdir(parents=True)
     atomic_write_json(cell.folder / "cell.json", cell.file.model_dump(mode="json"))
     record = CellTrainer(cell.folder, registry, _Epochs(clock)).run()

@@ -1,0 +1,138 @@
+"""``kdbench status`` reads files only; ``kdbench prepare`` tries each method."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from factories import make_record
+from matrices import write_matrix
+
+from kdbench.cli import main
+from kdbench.results.lease import Lease
+from kdbench.results.progress import PLAN, RunWatch, write_plan
+from kdbench.results.store import RunFolder
+
+IDS = [f"{k:064x}" for k in range(8)]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run with a cell of every kind."""
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    run.write_matrix({"name": "tiny"})
+    write_plan(run, [(cell_id, k % 2) for k, cell_id in enumerate(IDS)])
+    for k, status in enumerate(("done", "done", "failed", "not_applicable")):
+        put(run, IDS[k], status, train_s=10.0 * (k + 1))
+    cut = run.cell(IDS[4])
+    cut.mkdir()
+    (cut / "checkpoint.safetensors").touch()
+    running = run.cell(IDS[5])
+    running.mkdir()
+    labels = make_record(method="kd", seed=5)["labels"]
+    (running / "cell.json").write_text(json.dumps({"labels": labels, "recipe": {"epochs": 4}}))
+    (running / "curves.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    return run
+
+
+def put(run, cell_id, status, train_s=1.0):
+    record = make_record(cell_id=cell_id, status=status)
+    if record.get("cost"):
+        record["cost"] |= {"train_s": train_s, "eval_s": 0.0, "log_s": 0.0, "setup_s": 0.0}
+    run.cell(cell_id).mkdir(parents=True, exist_ok=True)
+    (run.cell(cell_id) / "result.json").write_text(json.dumps(record))
+
+
+def status(run, *arguments):
+    done = CliRunner().invoke(main, ["status", "tiny", "--runs", str(run.path.parent), *arguments])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    return done
+
+
+def test_counts_running_cells_and_failures(run):
+    lease = Lease(run.cell(IDS[5]))
+    assert lease.take()
+    found = json.loads(status(run, "--json").stdout)
+    lease.close()
+    assert found["cells"] == 8
+    assert found["counts"] == {
+        "done": 2,
+        "failed": 1,
+        "not_applicable": 1,
+        "interrupted": 1,
+        "running": 1,
+        "to run": 2,
+    }
+    (one,) = found["running"]
+    assert (one["pid"], one["epoch"], one["epochs"], one["silent"]) == (os.getpid(), 2, 4, False)
+    assert [f["status"] for f in found["failures"]] == ["failed"]
+    assert found["parent"] is None
+    # patterns: 10 s for even cells, 20 s for odd ones; two of each are left, and one of 15 s is half done
+    assert found["left_s"] == pytest.approx(2 * 10 + 2 * 20 - 7.5)
+
+
+def test_text(run):
+    leases = [Lease(run.path), Lease(run.cell(IDS[5]))]
+    assert all(lease.take() for lease in leases)
+    text = status(run).stdout
+    for lease in leases:
+        lease.close()
+    assert text.startswith(
+        "tiny: 8 cells: 2 done, 1 failed, 1 interrupted, 1 not_applicable, 1 running, 2 to run"
+    )
+    assert f"process {os.getpid()}" in text
+    assert "epoch 2/4 on" in text
+    assert "failed: " in text
+
+
+def test_dead_holder_does_not_run(run):
+    holder = {"token": "x", "pid": 2**22 + 1, "born": 1, "host": "here", "expiry_s": 60}
+    lease = Lease(run.cell(IDS[5]))
+    assert lease.take()
+    file = run.cell(IDS[5]) / ".lease-1"
+    machine = json.loads(file.read_text())["machine"]
+    file.write_text(json.dumps({**holder, "machine": machine}))
+    assert json.loads(status(run, "--json").stdout)["running"] == []
+    file.write_text(json.dumps({**holder, "machine": "another"}))
+    os.utime(file, (1.0, 1.0))
+    (one,) = json.loads(status(run, "--json").stdout)["running"]
+    assert one["silent"]
+    assert "SILENT for" in status(run).stdout
+    lease.close()
+
+
+def test_watching_sees_changes_and_ends(run):
+    watch = RunWatch(run)
+    assert watch.look().counts["failed"] == 1
+    put(run, IDS[2], "done")
+    (run.cell(IDS[3]) / "result.json").write_text("{")
+    seen = watch.look()
+    assert (seen.counts["failed"], seen.counts["done"], seen.counts["unreadable"]) == (0, 3, 1)
+    assert [f.status for f in seen.failures] == ["unreadable"]
+    assert status(run, "--watch", "--json").exit_code == 0  # nobody works on it
+
+
+def test_nothing_is_written(run):
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+    status(run)
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+
+
+def test_run_without_a_plan_and_unknown_runs(run):
+    (run.path / PLAN).unlink()
+    assert json.loads(status(run, "--json").stdout)["cells"] == 6
+    found = CliRunner().invoke(main, ["status", "tidy", "--runs", str(run.path.parent)])
+    assert found.exit_code == 2
+    assert "no run of this matrix (did you mean 'tiny'?)" in found.stderr
+
+
+def test_prepare_trains_a_step_of_each_method(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_matrix(tmp_path / "m.yaml", name="m", methods=["vanilla", "kd", "vid"], seeds=2)
+    done = CliRunner().invoke(main, ["prepare", str(path), "--workers", "1", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "methods: 3 of 3 trained a step" in done.stdout
+    assert [p.name for p in (tmp_path / "runs" / "m" / "cells").glob(".*")] == []
+    again = CliRunner().invoke(main, ["prepare", str(path), "--no-smoke"])
+    assert "trained a step" not in again.stdout
