@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -104,6 +105,7 @@ def connected(options: Options) -> Iterator[Cluster]:
     """
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
+    _reach(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     more: dict[str, Any] = {}
     if local:
@@ -130,6 +132,17 @@ def connected(options: Options) -> Iterator[Cluster]:
     finally:
         ray.shutdown()
         quiet.setLevel(before)
+
+
+def _reach(address: str) -> None:
+    """Raise KdbenchError where nothing listens; Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+    except (OSError, OverflowError) as e:
+        raise KdbenchError(f"no Ray cluster at {address}: {_last_line(e)}") from e
 
 
 def _handlers() -> dict[int, Any]:
