@@ -60,7 +60,7 @@ class RayCluster:
             self.address = f"127.0.0.1:{s.getsockname()[1]}"
         self._environment = {**QUICK, "RAY_AUTH_MODE": "disabled", **environment}
         self.environment = {**environment, "RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
-        self._nodes: list[Node] = []
+        self.nodes: list[Node] = []
 
     def start(self) -> None:
         """Start the head, on which no cell runs."""
@@ -74,21 +74,21 @@ class RayCluster:
 
     def close(self) -> None:
         """End every process and remove what Ray wrote."""
-        for node in self._nodes:
+        for node in self.nodes:
             node.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, *options: str) -> Node:
         ours = ["--block", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"]
         ours += ["--include-log-monitor=false"]
-        out = (self._folder / f"node-{len(self._nodes)}.out").open("wb")
+        out = (self._folder / f"node-{len(self.nodes)}.out").open("wb")
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *ours, *options]
         environment = {**os.environ, **self._environment}
         # a group of their own: Ctrl-C before the tests leaves them to `close`
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-        self._nodes.append(Node(process))
+        self.nodes.append(Node(process))
         self._wait(process, out.name)
-        return self._nodes[-1]
+        return self.nodes[-1]
 
     def _wait(self, process: subprocess.Popen[bytes], log: str) -> None:
         end = time.monotonic() + 60
