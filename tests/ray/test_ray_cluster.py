@@ -37,7 +37,8 @@ def test_whatever_dies_each_cell_has_one_record_as_in_an_undisturbed_run(cluster
     wait_until(lambda: by_variant(run), "the student that crashes")
     kept = done_files(run)
     first.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: "stopping" in first.stderr, "the parent to take notice")
+    wait_until((tmp_path / "asked-pupil").exists, "the wish to reach the cell")
+    assert "stopping: running cells save their state" in first.stderr
     held.let_go("pupil")
     assert first.wait() == 130, first.stderr
     assert "goes on elsewhere (0 more time(s)" in first.stderr
