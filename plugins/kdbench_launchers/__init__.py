@@ -18,4 +18,11 @@ def kdbench_launchers() -> Sequence[LauncherEntry]:
             tags=("cluster",),
             version="1",
         ),
+        LauncherEntry(
+            name="ray",
+            target="kdbench_launchers.ray.launcher:RayLauncher",
+            summary="tasks of a Ray cluster, or of this machine; needs kdbench[ray]",
+            tags=("cluster",),
+            version="1",
+        ),
     ]

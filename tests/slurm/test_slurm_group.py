@@ -105,7 +105,7 @@ def test_no_cell_outlives_its_job():
     """Not even where Slurm tracks no processes: a killed parent takes the cell with it."""
     program = (
         "import os, subprocess, sys\n"
-        "from kdbench_launchers.slurm.group import _prepare_child\n"
+        "from kdbench_launchers.node import _prepare_child\n"
         "line = [sys.executable, '-S', '-c', 'import time; time.sleep(60)']\n"
         "print(subprocess.Popen(line, preexec_fn=_prepare_child).pid, flush=True)\n"
         "sys.stdin.read()\n"

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.api import Job, KdbenchError, Place
+from kdbench_launchers.followed import Report
+from kdbench_launchers.node import Cell, endings
 from kdbench_launchers.slurm.arrays import Array, arrays
-from kdbench_launchers.slurm.group import Cell, CellGroup, endings
+from kdbench_launchers.slurm.group import CellGroup
 from kdbench_launchers.slurm.options import Options, read_options
 from kdbench_launchers.slurm.queue import look
 from kdbench_launchers.slurm.submissions import Submission, fresh, open_submissions, unreported
-from kdbench_launchers.slurm.watch import Report, Watched
+from kdbench_launchers.slurm.watch import Watched
 
 #: Looks at the queue that have to miss a task before it counts as over: a shared folder shows files late.
 _MISSES = 2

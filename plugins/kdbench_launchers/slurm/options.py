@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from kdbench.api import KdbenchError, did_you_mean
+from kdbench_launchers.block import read_block
 
 #: What the launcher itself sets, so that nobody else may.
 _OWN = {"job_name", "dependency", "array_parallelism", "ntasks_per_node", "nodes", "use_srun", "num_gpus"}
@@ -79,29 +79,5 @@ def read_options(given: Mapping[str, Any], methods: set[str], known: set[str]) -
     Raises:
         KdbenchError: for a key, a value or a method that is not known.
     """
-    where = "launcher_options.slurm"
-    options = _checked(Options, given, where, known)
-    for method, changes in options.methods.items():
-        place = f"{where}.methods.{method}"
-        if method not in methods:
-            listed = ", ".join(sorted(methods))
-            raise KdbenchError(
-                f"{place}: the matrix has no such method{did_you_mean(method, methods)}; it has {listed}"
-            )
-        _checked(Resources, changes, place, known)
+    options: Options = read_block("slurm", given, methods, Options, Resources, known=known, own=_OWN)
     return options
-
-
-def _checked(model: type[Any], given: Mapping[str, Any], where: str, known: set[str]) -> Any:
-    keys = set(model.model_fields) | (known - _OWN)
-    for key in given:
-        if key in _OWN:
-            raise KdbenchError(f"{where}.{key}: the launcher sets it by itself")
-        if key not in keys:
-            raise KdbenchError(f"{where}.{key}: unknown key{did_you_mean(key, keys)}")
-    try:
-        return model(**given)
-    except ValidationError as e:
-        first = e.errors()[0]
-        path = ".".join(map(str, (where, *first["loc"])))
-        raise KdbenchError(f"{path}: {first['input']!r:.60}: {first['msg']}") from e

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdbench_launchers.slurm.group import endings, read_events
+from kdbench_launchers.node import endings, read_events
 
 
 @dataclass
