@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.errors import KdbenchError
 from kdbench.launch.failure import write_failure
-from kdbench.launch.holding import DONE, INTERRUPTED, Busy, hold
+from kdbench.launch.holding import DONE, INTERRUPTED, Busy, hold, lost
 from kdbench.launch.peers import MEETING, Loss, Peers, Seat
 from kdbench.results.lease import LeaseLost
 
@@ -72,7 +73,8 @@ class _Part:
         except OSError as e:
             return conclude(folder, cell, None, e, self._started, self._report)
         if isinstance(held, int):
-            Peers(self._seat, cell.device, self._lost, self._leave).dismiss(held)
+            with contextlib.suppress(KdbenchError):  # who did not come need not be sent away
+                Peers(self._seat, cell.device, self._lost, self._leave).dismiss(held)
             return held
         self._lease = held
         if cell.threads is not None:
@@ -119,9 +121,7 @@ class _Part:
         if peers is not None and not peers.claim():
             threading.Event().wait()  # another thread ends this process
         if loss is not None:
-            if self._lead:
-                self._write(loss)
-            return FAILED
+            return self._write(loss) if self._lead else FAILED
         if self._lead:
             return conclude(self._folder, cell, registry, error, self._started, self._report, self._lease)
         status, text, trace = judge(error)
@@ -134,16 +134,20 @@ class _Part:
     def _lost(self, loss: Loss) -> None:
         from kdbench.launch.worker import FAILED
 
+        code = FAILED
         try:
             if self._lead:
-                self._write(loss)
+                code = self._write(loss)
         finally:
-            self._leave(FAILED)
+            self._leave(code)
 
-    def _write(self, loss: Loss) -> None:
+    def _write(self, loss: Loss) -> int:
+        """Write what became of another process, if the cell is still ours. Returns the exit code."""
+        from kdbench.launch.worker import FAILED
+
         with contextlib.suppress(Exception):
             print(f"{loss.status}: {loss.message}", file=sys.stderr)
-        with contextlib.suppress(LeaseLost):  # then it is for another process to tell
+        try:
             write_failure(
                 self._folder,
                 loss.status,  # type: ignore[arg-type]
@@ -152,6 +156,11 @@ class _Part:
                 traceback=loss.traceback,
                 started_at=self._started,
             )
+        except (LeaseLost, FileNotFoundError) as late:
+            if lost(self._lease, late):
+                return INTERRUPTED
+            raise
+        return FAILED
 
 
 def _unreachable(error: BaseException | None) -> bool:

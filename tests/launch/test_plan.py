@@ -7,7 +7,7 @@ from factories import make_record
 from matrices import DIGITS, RECIPE, STUDENT, TEACHER, write_matrix
 
 from kdbench.errors import KdbenchError
-from kdbench.launch import planned
+from kdbench.launch import looking
 from kdbench.launch.plan import Planner
 from kdbench.matrix import load_matrix
 from kdbench.registry import Registry
@@ -148,8 +148,9 @@ def test_other_code_of_the_method_is_seen(make_plan, monkeypatch):
     (cell.folder / "result.json").write_text(json.dumps(record))
     (seen,) = make_plan(methods=["vanilla"]).cells
     assert (seen.status, seen.stale) == ("done", True)
-    monkeypatch.setattr(planned, "code_digest", lambda target: "0" * 16)
-    assert planned.stale(record, Registry.load(), cell.file) is False
+    monkeypatch.setattr(looking, "code_digest", lambda target: "0" * 16)
+    looking.look(seen, Registry.load())
+    assert (seen.status, seen.stale) == ("done", False)
 
 
 def test_only(make_plan):
