@@ -82,6 +82,11 @@ class Odd(Method):
     def setup(self, run):
         if self.hp.act == "setup":
             raise RuntimeError("sabotage in setup")
+        if self.hp.act == "hook":
+            run.student.aux_hook(run.student.net.act1, self.look)
+
+    def look(self, module, args, out):
+        self.seen = out.detach().amax(0)
 
     def phases(self, run):
         if self.hp.act == "source":
@@ -127,6 +132,12 @@ class Odd(Method):
             raise MemoryError("no room")
         if act == "exit":
             os._exit(7)
+        if act == "weights":
+            first = next(run.student.net.parameters())
+            (slope,) = torch.autograd.grad(run.task.loss(S, batch), first, retain_graph=True)
+            logits = logits * (1 + slope.abs().mean())
+        if act == "hook":
+            logits = logits + self.seen.mean()
         if act == "write":
             logits.add_(1.0)
             feat.zero_()

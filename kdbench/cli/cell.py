@@ -13,11 +13,15 @@ import click
 def cell(folder: Path) -> None:
     """Run the cell in FOLDER (it has a cell.json) and leave its result.json there.
 
-    SIGTERM saves the state and exits with 130; the same command resumes.
+    SIGTERM saves the state and exits with 130; the same command resumes. Under torchrun its processes train the
+    cell together.
     """
+    import os
     import signal
     import threading
 
+    from kdbench.launch.log import flush
+    from kdbench.launch.peers import seat_of_environment
     from kdbench.launch.worker import run_folder
     from kdbench.redact import hiding
 
@@ -27,7 +31,15 @@ def cell(folder: Path) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    code = run_folder(folder.resolve(), lambda event: None, stop)
+    seat = seat_of_environment()
+
+    def leave(code: int) -> None:
+        flush()
+        os._exit(code)
+
+    code = run_folder(folder.resolve(), lambda event: None, stop, seat, leave)
+    if seat is not None and seat.rank:
+        sys.exit(code)
     result = folder / "result.json"
     click.echo(str(result) if result.exists() else f"{folder}: no record yet", err=code != 0)
     sys.exit(code)

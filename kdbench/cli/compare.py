@@ -245,7 +245,8 @@ def _show_rest(found: Comparison | SheetComparison, regressions: list[str]) -> N
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             click.echo(f"only in {side}: {'; '.join(names[:3])}{more}")
     click.echo(
-        "~: the 95 % interval cannot tell the difference from none, or there are too few values for one"
+        "~: the 95 % interval cannot tell the difference from none, or there is no interval "
+        "(too few values, or equal ones)"
     )
     for line in regressions:
         click.echo(f"regression: {line}")

@@ -52,6 +52,15 @@ if TYPE_CHECKING:
     help="Cells that share batches and teacher train in one process (default: as the matrix says).",
 )
 @click.option(
+    "--processes-per-cell",
+    "processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that train each cell together, each its part of every batch; on GPUs one GPU each.",
+)
+@click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -100,6 +109,7 @@ def run_matrix(
     threads: int | None,
     slots: Any,
     gang: Any,
+    processes: int,
     device: str,
     launcher: str,
     sinks: tuple[str, ...],
@@ -143,6 +153,10 @@ def run_matrix(
     plan = planner.plan(only)
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
+    if processes > 1 and gang not in (None, "off"):
+        click.echo(
+            "warning: --gang changes nothing: cells of several processes share with no other", err=True
+        )
     options = Options(
         launcher=launcher,
         workers=workers,
@@ -154,6 +168,7 @@ def run_matrix(
         gang=gang,
         threads=threads,
         slots_per_gpu=slots,
+        processes=processes,
         system_metrics=system_metrics,
     )
     session = Session(registry, plan, options, make_progress())

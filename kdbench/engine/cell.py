@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Generator
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -18,9 +17,9 @@ from kdbench.engine.build_dataset import make_dataset, validated
 from kdbench.engine.cellspec import CellFile
 from kdbench.engine.checkpoint import weights_bytes
 from kdbench.engine.context import CellRun
+from kdbench.engine.cost import cost_of, teacher_share
 from kdbench.engine.evaluation import best_epoch, deployables, evaluate_all, run_evaluators
 from kdbench.engine.loop import Interrupted, Loop, Progress
-from kdbench.engine.phases import extra_parameters
 from kdbench.engine.seeds import seed_everything
 from kdbench.engine.sharing import Alone
 from kdbench.engine.teacher_cache import TeacherCache
@@ -28,9 +27,9 @@ from kdbench.engine.teachers import doubts, load_cell_weights, load_checkpoint, 
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.route import route_epochs
-from kdbench.measure.environment import capture, peak_memory_mb
+from kdbench.measure.environment import Environment, capture
 from kdbench.measure.operations import macs, parameters
-from kdbench.measure.throughput import measure, median_seconds
+from kdbench.measure.throughput import measure
 from kdbench.protocol.method import Method
 from kdbench.registry import Registry, code_digest
 from kdbench.results.confusion import MAX_CLASSES, write_confusion
@@ -90,8 +89,11 @@ class CellTrainer:
         self._confusion: torch.Tensor | None = None
         self._started = now()
 
-    def run(self) -> Record:
-        """Run the cell to its record. Raises what the cell's code raises; the caller turns it into a status."""
+    def run(self) -> Record | None:
+        """Run the cell to its record. Raises what the cell's code raises; the caller turns it into a status.
+
+        Of several processes of a cell one has the record, the others return None.
+        """
         turns = self.turns()
         while True:
             try:
@@ -99,7 +101,7 @@ class CellTrainer:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
-    def turns(self) -> Generator[None, None, Record]:
+    def turns(self) -> Generator[None, None, Record | None]:
         """Run the cell as :meth:`run` does, and stop before each step, so that others can have a turn."""
         self.hooks.gate()
         clock = self.sharing.clock
@@ -119,6 +121,7 @@ class CellTrainer:
                 wanted=self.hooks.wanted,
                 keep=lambda epochs: self._keep_files(run, epochs),
                 clock=clock,
+                group=self.sharing.group,
             )
             # networks are made under seeds of their own, so training starts from the same state whatever
             # a method did in setup
@@ -126,10 +129,13 @@ class CellTrainer:
             loop.at.setup_s, loop.at.fill_s = clock() - began - self._fill_s, self._fill_s
             yield from loop.steps()
             at = loop.at
+            if not self._lead:
+                return None
             self._write_curves(at)
             record = self._record(run, method, at)
         finally:
             run.close()
+            self.sharing.close()
         return record
 
     def _setup(self) -> tuple[CellRun, Method]:
@@ -158,7 +164,7 @@ class CellTrainer:
             task,
             task_data,
             self.device,
-            self.folder,
+            self.sharing.workdir(self.folder),
             route=route,
             load_teacher=self._load_teacher,
         )
@@ -201,7 +207,13 @@ class CellTrainer:
                 ref.normalization = {"mean": list(expected.mean), "std": list(expected.std)}
             self.warnings += doubts(handle.name, source, handle.net, run.data)
 
+    @property
+    def _lead(self) -> bool:
+        return self.sharing.group is None or self.sharing.group.lead
+
     def _on_epoch(self, row: dict[str, Any]) -> None:
+        if not self._lead:
+            return
         with (self.folder / "curves.jsonl").open("a") as f:
             f.write(json.dumps(row) + "\n")
         self.hooks.epoch(row)
@@ -221,6 +233,8 @@ class CellTrainer:
 
     def _keep_files(self, run: CellRun, epochs: int) -> None:
         """Keep what belongs to the epoch that is over, before the checkpoint says that it is."""
+        if not self._lead:
+            return
         if self._confusion is not None:
             write_confusion(self.folder, run.data.class_names, self._confusion.tolist())
             self._confusion = None
@@ -267,7 +281,7 @@ class CellTrainer:
                     autocast=run.amp,
                 )
                 self.warnings += warned
-            share = self._teacher_share(run, at)
+            share = teacher_share(run, self.cell, at, self._processes)
         self.warnings += run.notes()
         record = Record(
             cell_id=cell.cell_id,
@@ -282,12 +296,7 @@ class CellTrainer:
             teachers=self.teacher_refs,
             floors=dict(task.floors(run.task_data)),
             tuning=cell.tuning,
-            environment=capture(
-                self.device,
-                precision=cell.recipe.precision,
-                deterministic=cell.recipe.deterministic,
-                compiled=run.compiled,
-            ),
+            environment=self._environment(run),
             plugins=provenance(self.registry, cell),
             warnings=self.warnings,
             weights_sha256=digest,
@@ -297,6 +306,16 @@ class CellTrainer:
         self._keep(record, weights)
         (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return record
+
+    def _environment(self, run: CellRun) -> Environment:
+        recipe = self.cell.recipe
+        return capture(
+            self.device,
+            precision=recipe.precision,
+            deterministic=recipe.deterministic,
+            compiled=run.compiled,
+            processes=self._processes,
+        )
 
     def _keep(self, record: Record, weights: bytes) -> None:
         """Write weights, then the record that vouches for them.
@@ -322,44 +341,13 @@ class CellTrainer:
                     metrics = run.task.evaluate(handle.net, run.task_data.splits["test"], run.task_data)
                 ref.top1 = metrics.get("top1")
 
-    def _teacher_share(self, run: CellRun, at: Progress) -> float | None:
-        if not run.teachers or not at.global_step:
-            return None
-        (x,) = run.task.throughput(run.task_data, self.device).make_inputs(run.recipe.batch_size)
-
-        def seconds(images: torch.Tensor) -> float:
-            with run.amp():
-                return median_seconds(lambda: [run.teach(t, images) for t in run.teachers], self.device)
-
-        if self.cell.teacher_cache is None:
-            return min(1.0, seconds(x) * at.global_step / at.train_s)
-        # a table knows training images only
-        run.batch = next(iter(run.task_data.streams["train"].epoch(0)))
-        spent = at.answered * seconds(run.batch.x) + (at.taught - at.answered) * seconds(x)
-        return min(1.0, spent / len(run.teachers) / at.train_s)
+    @property
+    def _processes(self) -> int:
+        return 1 if self.sharing.group is None else self.sharing.group.size
 
     def _cost(self, run: CellRun, method: Method, at: Progress, share: float | None) -> Cost:
-        rates = [row["images_per_s"] for row in warm(at.rows) if "images_per_s" in row]
-        return Cost(
-            train_s=at.train_s,
-            eval_s=at.eval_s,
-            log_s=at.log_s,
-            setup_s=at.setup_s,
-            train_images_per_s=statistics.median(rates) if rates else None,
-            step_ms=statistics.median(row["step_ms"] for row in warm(at.rows)) if at.rows else None,
-            teacher_share=share,
-            extra_params=extra_parameters(method, run),
-            epochs=at.total_epochs,
-            steps=at.global_step,
-            device_hours=(at.train_s + at.eval_s + at.log_s + at.setup_s + at.fill_s + at.compile_s) / 3600,
-            peak_memory_mb=None if self.sharing.several else peak_memory_mb(self.device),
-            shared_s=at.shared_s or None,
-            gang=self.sharing.gang,
-            compile_s=None if self.cell.recipe.compile == "none" else at.compile_s,
-            fill_s=at.fill_s if self.cell.teacher_cache else None,
-            cached_forwards=at.answered if self.cell.teacher_cache else None,
-            online_forwards=at.taught - at.answered if self.cell.teacher_cache else None,
-            attempts=at.attempts,
+        return cost_of(
+            run, self.cell, at, method, share=share, sharing=self.sharing, processes=self._processes
         )
 
 
@@ -382,11 +370,6 @@ def provenance(registry: Registry, cell: CellFile) -> dict[str, Plugin]:
             code=code_digest(found.entry.target),
         )
     return out
-
-
-def warm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the epochs that tell the speed: the first, which has the process's warm-up, only if it is alone."""
-    return rows[1:] or rows
 
 
 def now() -> str:

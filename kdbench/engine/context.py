@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.recipe import Recipe
 from kdbench.protocol.task import Task
 from kdbench.protocol.types import Batch, NotApplicable, Out, Tap, TaskData
+
+if TYPE_CHECKING:
+    from kdbench.engine.together.divide import Divider
 
 
 class CellRun:
@@ -76,6 +79,8 @@ class CellRun:
         self.batch_lookup: Callable[[NetHandle, Tensor, tuple[Site, ...], bool], Captured | None] | None = (
             None
         )
+        #: divides the work among the processes of the cell; None where there is one
+        self.divider: Divider | None = None
         #: the batch of the step
         self.batch: Batch | None = None
         #: calls of `teach` in this epoch, and those that a table answered
@@ -109,7 +114,8 @@ class CellRun:
 
     def notes(self) -> list[str]:
         """Return what a reader of the record should know."""
-        return [*([] if self.compiler is None else self.compiler.notes), *self._graph_notes]
+        divided = [] if self.divider is None else self.divider.notes
+        return [*([] if self.compiler is None else self.compiler.notes), *self._graph_notes, *divided]
 
     def take_compile_s(self) -> float:
         """Return the seconds of compiling and capturing since the last call."""
@@ -122,7 +128,7 @@ class CellRun:
     @property
     def compiled(self) -> str:
         """What the recipe's ``compile`` came to: ``graph`` and ``auto`` may end in steps one by one."""
-        mode = self.recipe.compile
+        mode = self.recipe.compile if self.divider is None else "none"
         return ("graph" if self._captured else "none") if mode in ("graph", "auto") else mode
 
     def use_graph(self, graph: StepGraph | None) -> None:
@@ -132,6 +138,16 @@ class CellRun:
             self._graph_notes = list(dict.fromkeys([*self._graph_notes, note]))
         self._captured = self._captured or (self.graph is not None and self.graph.captured)
         self.graph = graph
+
+    def divide(self, divider: Divider) -> None:
+        """Divide passes and gradients among processes; those of students yet to be made, too."""
+        self.divider = divider
+        if self.recipe.compile != "none":
+            # what is compiled or captured stands for one process's step
+            divider.notes.append(f"recipe.compile: {self.recipe.compile} has no effect on several processes")
+            self.compiler = None
+        for handle in self.handles():
+            handle.divider = divider
 
     def handles(self) -> list[NetHandle]:
         """All handles: teachers, then students."""
@@ -181,6 +197,7 @@ class CellRun:
 
     def _join(self, handle: NetHandle) -> NetHandle:
         handle._batches = self._peek
+        handle.divider = self.divider
         self.students[handle.name] = handle
         return handle
 
@@ -225,7 +242,11 @@ class CellRun:
         chosen = [self.optimizers[n] for n in (names or self.optimizers)]
         for driven in chosen:
             driven.optimizer.zero_grad(set_to_none=True)
-        self.precision.backward(loss, retain_graph=retain_graph)
+        if self.divider is None:
+            self.precision.backward(loss, retain_graph=retain_graph)
+        else:
+            with self.divider.optimizing(p for driven in chosen for p in driven.params):
+                self.precision.backward(loss, retain_graph=retain_graph)
         self.precision.step(chosen, self.recipe.clip_grad)
 
     def amp(self) -> AbstractContextManager[Any]:

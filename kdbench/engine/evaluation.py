@@ -36,7 +36,8 @@ def evaluate_all(
     if not (splits or test):
         raise DataError(f"{run.data.name}: a search needs a validation split, and there is none")
     splits += ["test"] if test else []
-    for name, net in deployables(method, run).items():
+    for name, deployed in deployables(method, run).items():
+        net = deployed if run.divider is None else run.divider.wrap(deployed)
         row: dict[str, float] = {}
         for split in splits:
             task, images = run.task, run.task_data.splits[split]

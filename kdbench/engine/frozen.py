@@ -1,4 +1,4 @@
-"""A teacher made ready for forwards without gradient: BatchNorm folded, weights in autocast's type."""
+"""A teacher made ready for forwards without gradient: BatchNorm folded, kernels trimmed, autocast's weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from kdbench.engine.fold import agrees, foldable, folded
 from kdbench.engine.normalise import Renormalise
 from kdbench.engine.seeds import seeded
 from kdbench.engine.taps import Site
+from kdbench.engine.trim import Size, conv_sizes, trimmed
 
 #: Times that a copy is made anew because a method wrote into the teacher, before it is left alone.
 REMADE = 8
@@ -31,6 +32,8 @@ class Frozen:
     def __init__(self, net: nn.Module, size: tuple[int, ...], device: torch.device) -> None:
         self._net, self._size, self._device = net, size, device
         self._pairs: list[tuple[str, str]] | None = None
+        #: of the input of each convolution
+        self._sizes: dict[str, Size] = {}
         self._looked = False
         self._modules = list(net.modules())
         self._stamp: list[Any] = []
@@ -90,8 +93,10 @@ class Frozen:
         with seeded(0), torch.autocast(self._device.type, enabled=False):
             try:
                 pairs = foldable(self._net, x)
-                if (pairs or self.always) and not agrees(self._net, folded(self._net, pairs), x):
-                    return None
+                if pairs or self.always:
+                    self._sizes = conv_sizes(self._net, x)
+                    if not agrees(self._net, self._trim(folded(self._net, pairs)), x):
+                        return None
             except Exception:  # a network that cannot be copied or looked into is run as it is
                 return None
         return pairs
@@ -99,7 +104,7 @@ class Frozen:
     def _copy(self, dtype: torch.dtype | None) -> nn.Module:
         net = folded(self._net, self._pairs or ())
         if dtype is None:
-            return net
+            return self._trim(net)
         with torch.no_grad():
             for module in net.modules():
                 if type(module) not in _CONVERTED:
@@ -108,6 +113,15 @@ class Frozen:
                     value = getattr(module, name)
                     if value is not None and value.dtype == torch.float32:
                         setattr(module, name, nn.Parameter(value.to(dtype), requires_grad=False))
+        return self._trim(net)
+
+    def _trim(self, net: nn.Module) -> nn.Module:
+        """Put convolutions with smaller kernels into a copy, where the images leave a part of them unused."""
+        for path, size in self._sizes.items():
+            part = trimmed(net.get_submodule(path), size)
+            if part is not None:
+                parent, _, name = path.rpartition(".")
+                setattr(net.get_submodule(parent), name, part)
         return net
 
     def _renewed(self, old: nn.Module, dtype: torch.dtype | None) -> nn.Module:

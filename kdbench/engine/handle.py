@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class NetHandle:
         #: compiles passes; with `only_frozen` those of the copy for passes without gradient only
         self.compiler: Compiler | None = None
         self.only_frozen = False
+        #: divides passes among the processes of the cell; None where there is one
+        self.divider: Any = None
         #: what the network's weights expect, where its input is converted to it
         self.normalisation: Normalisation | None = None
 
@@ -82,6 +85,12 @@ class NetHandle:
             head: go on to the logits; else stop at the last site.
         """
         sites = tuple(sites)
+        if self.divider is not None and self.divider.divides(x, self.net):
+            taken = partial(self._capture, sites=sites, frozen=frozen, head=head)
+            return self.divider.forward(self, x, sites, taken)  # type: ignore[no-any-return]
+        return self._capture(x, sites, frozen=frozen, head=head)
+
+    def _capture(self, x: Tensor, sites: tuple[Site, ...], *, frozen: bool, head: bool) -> Captured:
         net = (self.frozen.net(sites) if frozen else None) or self.net
         if self.compiler is not None and (net is not self.net or not self.only_frozen):
             given = self.compiler(self.name, net, sites, self._classifier_of(net), x, head or not sites)
@@ -117,7 +126,7 @@ class NetHandle:
         """Copy the network and its taps for a deployable that holds a handle: not the run behind it."""
         made = object.__new__(type(self))
         memo[id(self)] = made
-        left_out = {"_batches": None, "_aux": [], "_trace": None, "compiler": None}
+        left_out = {"_batches": None, "_aux": [], "_trace": None, "compiler": None, "divider": None}
         for key, value in vars(self).items():
             setattr(made, key, left_out[key] if key in left_out else copy.deepcopy(value, memo))
         return made

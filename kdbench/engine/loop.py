@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +15,13 @@ from kdbench.engine.contract import check_parts, loss_checked
 from kdbench.engine.divergence import Diverged, check_metrics, check_terms, check_weights
 from kdbench.engine.optim import build_optimizers
 from kdbench.engine.phases import checked, epochs_of, optimizers_of
+from kdbench.engine.progress import Interrupted, Progress
 from kdbench.engine.seeds import rng_state, set_rng_state
 from kdbench.engine.step_graph import step_graph
+from kdbench.engine.together.group import Group
 from kdbench.errors import KdbenchError
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import Batch, NotApplicable, Phase
-
-
-class Interrupted(Exception):
-    """The user asked to stop; the state is on disk."""
-
-
-@dataclass
-class Progress:
-    """Where a run is: what a checkpoint says besides tensors."""
-
-    phase: int = 0
-    epoch: int = 0
-    step: int = 0
-    global_step: int = 0
-    total_epochs: int = 0
-    images: int = 0
-    train_s: float = 0.0
-    eval_s: float = 0.0
-    log_s: float = 0.0
-    setup_s: float = 0.0
-    shared_s: float = 0.0
-    fill_s: float = 0.0
-    compile_s: float = 0.0
-    taught: int = 0
-    answered: int = 0
-    epoch_s: float = 0.0
-    epoch_images: int = 0
-    #: steps of the epoch that are in its clock; those in which something was compiled are not
-    epoch_timed: int = 0
-    attempts: int = 1
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
 
 #: What comes after the last batch of an epoch; None is a batch of phases without data.
 _END: Any = object()
@@ -69,6 +38,7 @@ class Loop:
         should_stop: polled after every step; true ends the run with :class:`Interrupted`.
         gate: called before each epoch; may wait (for another process that measures alone).
         wanted: polled after every step; true stops the clock and calls `gate` before the next one.
+        group: the processes that train the cell; None where this one does alone.
         keep: called with (number of epochs done over the run) after each epoch; saves route checkpoints.
         clock: gives the time in seconds.
     """
@@ -86,7 +56,9 @@ class Loop:
         wanted: Callable[[], bool] = lambda: False,
         keep: Callable[[int], None] = lambda epochs: None,
         clock: Clock | None = None,
+        group: Group | None = None,
     ) -> None:
+        self._group = group
         self.run, self.method, self.path = run, method, folder / "checkpoint.safetensors"
         self._evaluate, self._on_epoch, self._should_stop = evaluate, on_epoch, should_stop
         self._gate, self._wanted, self._keep = gate, wanted, keep
@@ -108,6 +80,14 @@ class Loop:
 
     def steps(self) -> Iterator[None]:
         """Train as :meth:`train` does, and stop before each batch is taken, so that others can have a turn."""
+        if self._group is None:
+            yield from self._steps_here()
+            return
+        with self._group.dividing():
+            yield from self._steps_here()
+            self._group.any(False)  # nobody leaves while another still listens to it
+
+    def _steps_here(self) -> Iterator[None]:
         resumed = self._load()
         if resumed is not None and self.at.phase == len(self.phases):
             # cut after the last epoch and before the record: only what was trained has to come back
@@ -136,7 +116,11 @@ class Loop:
             epochs=run.phase_epochs,
             steps_per_epoch=run.steps_per_epoch,
         )
-        run.use_graph(step_graph(run, self.method, phase.step or self.method.step))
+        if run.divider is None:
+            run.use_graph(step_graph(run, self.method, phase.step or self.method.step))
+        else:
+            run.divider.look_again()
+            run.divider.watch(p for h in run.students.values() for p in h.net.parameters())
         for epoch in range(at.epoch, run.phase_epochs):
             run.epoch, run.step_in_epoch = epoch, at.step
             self._set_modes()
@@ -192,7 +176,7 @@ class Loop:
             if not run.end_step(lambda since=step_began: self._clock() - since):  # type: ignore[misc]
                 images += len(batch.x) if batch is not None else 0
                 at.epoch_timed += 1
-            if self._should_stop():
+            if self._agreed(self._should_stop()):
                 self._count(began, images)
                 self._save()
                 raise Interrupted
@@ -201,6 +185,9 @@ class Loop:
                 self._gate()
                 began, images = self._clock(), 0
         self._count(began, images)
+
+    def _agreed(self, flag: bool) -> bool:
+        return flag if self._group is None else self._group.any(flag)
 
     def _step(self, step_fn: Any, batch: Batch | None, phase: Phase) -> Mapping[str, torch.Tensor]:
         try:
@@ -253,6 +240,9 @@ class Loop:
             raise KdbenchError(
                 "the training set gives no batch: fewer images than recipe.batch_size with drop_last"
             )
+        if self._group is not None:
+            # equal but for rounding on devices whose kernels do not always add in one order
+            self._group.same_([b for net in self._nets() for b in net.buffers()])
         began = self._clock()
         means = check_terms(run.terms, at.global_step, self._where(phase))
         self._check_weights(phase)
@@ -325,7 +315,12 @@ class Loop:
         """Epochs done over the whole run, so that a second phase sees new views."""
         return self.at.total_epochs
 
+    def _nets(self) -> list[torch.nn.Module]:
+        return [*(h.net for h in self.run.students.values()), self.method]
+
     def _save(self) -> None:
+        if self._group is not None and not self._group.lead:
+            return
         run, at = self.run, self.at
         in_phase = at.step > 0 or at.epoch > 0
         state = {
@@ -344,6 +339,16 @@ class Loop:
         save_state(self.path, state)
 
     def _load(self) -> dict[str, Any] | None:
+        group = self._group
+        if group is None:
+            return self._read()
+        state = self._read() if group.lead else None
+        # the others only once it is known to be whole: who leads may have put it aside
+        if group.any(state is not None) and not group.lead:
+            state = self._read()
+        return state
+
+    def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
         try:

@@ -35,7 +35,7 @@ from kdbench.protocol.types import Feats, Out, Tap
 from kdbench.results.store import atomic_write_json
 
 #: Raised when a table of the same key would hold other numbers than before.
-FORMAT = 1
+FORMAT = 2
 
 #: What :attr:`kdbench.hooks.Needs.reads` makes necessary.
 TABLES = {"logits": ("logits",), "pooled": ("logits", "pooled")}

@@ -9,7 +9,6 @@ from kdbench.engine.cell import CellTrainer, now, provenance, read_cell
 from kdbench.engine.context import CellRun
 from kdbench.engine.evaluation import deployables
 from kdbench.engine.loop import Progress
-from kdbench.measure.environment import capture
 from kdbench.measure.operations import parameters
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import Metric
@@ -37,12 +36,7 @@ class TrialTrainer(CellTrainer):
             # a teacher's test accuracy is on its own record, where no search looks
             teachers=[ref.model_copy(update={"top1": None}) for ref in self.teacher_refs],
             validation=_validation(at.rows, primary, metric),
-            environment=capture(
-                self.device,
-                precision=cell.recipe.precision,
-                deterministic=cell.recipe.deterministic,
-                compiled=run.compiled,
-            ),
+            environment=self._environment(run),
             plugins=provenance(self.registry, cell),
             warnings=[*self.warnings, *run.notes()],
             started_at=self._started,

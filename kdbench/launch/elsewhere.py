@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from kdbench.errors import KdbenchError
 from kdbench.hooks import Place
 from kdbench.launch.plan import Plan
 from kdbench.launch.shares import Shares, share_out
@@ -31,3 +32,12 @@ def shares_at(place: Place, cells: int, workers: int | None, threads: int | None
     """Return what each of the cells gets: the cores that `place` has for one, and not a part of this machine's."""
     own = share_out(place.cores, 1, workers=1, threads=threads, gpus=int(place.device != "cpu"))
     return replace(own, workers=workers or max(1, cells))
+
+
+def check_processes(launcher: type, name: str, processes: int) -> None:
+    """Raise KdbenchError for several processes a cell where the launcher starts one."""
+    if processes > 1 and not getattr(launcher, "processes", False):
+        raise KdbenchError(
+            f"--processes-per-cell {processes}: the launcher '{name}' starts one process for a cell; expected the "
+            "launcher 'local', or torchrun on the folder of the cell"
+        )

@@ -34,7 +34,7 @@ def gang_child(
 ) -> None:
     """Entry of a worker process for several cells; each prints to its own log."""
     where = [Path(f).absolute() for f in folders]  # a method may leave for another folder
-    serve(where[0], connection, environment, lambda report, stop: run_gang(where, report, stop), life)
+    serve(where[0], connection, environment, lambda report, stop, _: run_gang(where, report, stop), life)
 
 
 def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> int:

@@ -19,6 +19,7 @@ from kdbench.launch.gang_worker import gang_child
 from kdbench.launch.gangs import gang_of
 from kdbench.launch.life import kill_all, kill_group
 from kdbench.launch.packing import Packing
+from kdbench.launch.peers import PROCESSES
 from kdbench.launch.schedule import Cost, Order
 from kdbench.launch.server import context
 from kdbench.launch.worker import DONE, FAILED, INTERRUPTED, NO_SPACE, child
@@ -62,16 +63,17 @@ class LocalLauncher:
     """Runs jobs in processes from a preloaded fork server.
 
     Options: ``workers`` (number of slots), ``gpus`` (number of GPUs; slots go round them; 0 on the CPU),
-    ``slots_per_gpu`` (a number or ``auto``: workers are then a bound), ``cost`` (gives a job's expected cost as
-    known at the time; left out: what the job says).
+    ``slots_per_gpu`` (a number or ``auto``: workers are then a bound), ``processes`` (of each cell; on GPUs each
+    has one), ``cost`` (gives a job's expected cost as known at the time; left out: what the job says).
     """
 
-    #: jobs of several cells are understood
-    gangs = True
+    #: jobs of several cells are understood, and cells of several processes
+    gangs = processes = True
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._slots = int(options.get("workers", 1))
         self._gpus = int(options.get("gpus", 0))
+        self._processes = int(options.get("processes", 1))
         self._cost: Cost = options.get("cost") or (lambda job: job.cost)
         self._packing = Packing("auto") if self._gpus and options.get("slots_per_gpu") == "auto" else None
         self._poll_s = 0.1
@@ -176,7 +178,7 @@ class LocalLauncher:
     def _start(self, ctx: Any, job: Job, slot: int) -> _Worker:
         ours, theirs = ctx.Pipe()
         end, life = ctx.Pipe(duplex=False)
-        environment = {"CUDA_VISIBLE_DEVICES": _gpu(slot, self._gpus)} if self._gpus > 1 else {}
+        environment = self._environment(slot)
         target, what = (
             (child, str(job.folder)) if not job.gang else (gang_child, [str(j.folder) for j in job.gang])
         )
@@ -187,6 +189,14 @@ class LocalLauncher:
         theirs.close()
         end.close()
         return _Worker(job, process, ours, slot, life=life)
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        several = {} if self._processes == 1 else {PROCESSES: str(self._processes)}
+        if self._gpus <= 1:
+            return several
+        first = slot * self._processes
+        chosen = [_gpu(first + k, self._gpus) for k in range(self._processes)]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(chosen), **several}
 
     def _serve(self, running: list[_Worker], report: Report, asked: int) -> None:
         for worker in running:

@@ -11,7 +11,7 @@ from typing import Any
 from kdbench.errors import KdbenchError, RecordError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
-from kdbench.launch.elsewhere import known_options, place_of, shares_at
+from kdbench.launch.elsewhere import check_processes, known_options, place_of, shares_at
 from kdbench.launch.failure import clean_log, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
@@ -59,6 +59,8 @@ class Options:
     slots_per_gpu: Slots | None = None
     #: ``auto``, ``off`` or the most cells of a gang; None: as the matrix says
     gang: Wish | None = None
+    #: processes that train each cell together
+    processes: int = 1
     #: whether to sample how busy the machine is, where psutil is installed
     system_metrics: bool = True
 
@@ -79,6 +81,7 @@ class Session:
         self._gpus = 0
         self._noted: set[str] = set()
         self._launcher = registry.get("launchers", options.launcher).load()
+        check_processes(self._launcher, options.launcher, options.processes)
         self._told_launcher = known_options(registry, plan, options.launcher)
         self._place = place_of(self._launcher, self._told_launcher, options.device)
 
@@ -216,17 +219,22 @@ class Session:
         self._tell(self._told(jobs, total))
         workers = max(1, min(self._shares.workers, len(jobs)))
         options = {**self._told_launcher, "workers": workers, "gpus": gpus, "cost": self._outlook.cost}
+        options["processes"] = self._options.processes
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
         self._launcher(options).run(jobs, self._on_event, lambda: self._stops)
 
     @property
     def _slots_per_gpu(self) -> Slots:
+        if self._options.processes > 1:
+            return 1
         asked = self._options.slots_per_gpu
         return self._plan.matrix.matrix.slots_per_gpu if asked is None else asked
 
     @property
     def _wish(self) -> Wish:
+        if self._options.processes > 1:
+            return "off"
         return self._plan.matrix.matrix.gang if self._options.gang is None else self._options.gang
 
     def _ready(self, cells: Sequence[PlannedCell], device: str, gpus: int) -> None:
@@ -245,6 +253,7 @@ class Session:
             threads=self._options.threads,
             gpus=gpus,
             slots_per_gpu=MOST if slots == "auto" else slots,
+            processes=self._options.processes,
         )
         self._outlook = Outlook(forecast_of(self._plan, device))
 

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.launch.life import kill_group, tie
 from kdbench.launch.log import bound, flush, keep_bounded, redirect
+from kdbench.launch.peers import PROCESSES, Seat, spread
 from kdbench.redact import scrub
 
 if TYPE_CHECKING:
     from kdbench.engine.cellspec import CellFile
     from kdbench.registry import Registry
+
+Report = Callable[[Mapping[str, Any]], None]
 
 #: Exit codes of a worker process.
 DONE, FAILED, NO_SPACE, INTERRUPTED = 0, 1, 3, 130
@@ -39,8 +42,19 @@ def run_folder(
     folder: Path,
     report: Callable[[Mapping[str, Any]], None],
     stop: threading.Event,
+    seat: Seat | None = None,
+    leave: Callable[[int], None] = os._exit,
 ) -> int:
-    """Run the cell in `folder`. Returns an exit code; the record is on disk unless it was interrupted."""
+    """Run the cell in `folder`. Returns an exit code; the record is on disk unless it was interrupted.
+
+    Args:
+        seat: this process's place among those of the cell; None: it is alone.
+        leave: ends this process with an exit code, from a thread, when another of the cell is lost.
+    """
+    if seat is not None:
+        from kdbench.launch.together import run_seat
+
+        return run_seat(folder, report, stop, seat, leave)
     import torch
 
     from kdbench.engine.cell import now, read_cell
@@ -100,9 +114,8 @@ def conclude(
 ) -> int:
     """Write the record of a cell that ended with `error`. Returns its exit code."""
     _reserve.clear()  # first of all: even an import takes memory
-    from kdbench.engine.loop import Diverged, Interrupted
+    from kdbench.engine.loop import Interrupted
     from kdbench.launch.failure import write_failure
-    from kdbench.protocol.types import NotApplicable
 
     if isinstance(error, Interrupted):
         return INTERRUPTED
@@ -110,7 +123,28 @@ def conclude(
         message = f"{error.filename or folder}: {error.strerror}"
         report({"event": "no_space", "cell_id": cell.cell_id, "message": message})
         return NO_SPACE
-    status: Any = "failed"
+    status, text, trace = judge(error)
+    # to the cell's log, where people look first
+    with contextlib.suppress(Exception):
+        print(trace or f"{status}: {text}", file=sys.stderr)
+    write_failure(
+        folder,
+        status,
+        text,
+        type_=type(error).__name__,
+        traceback=trace,
+        started_at=started,
+        **_circumstances(cell, registry),
+    )
+    return FAILED
+
+
+def judge(error: BaseException) -> tuple[Any, str, str | None]:
+    """Return status, message and traceback for the record of a cell that ended with `error`."""
+    from kdbench.engine.loop import Diverged
+    from kdbench.protocol.types import NotApplicable
+
+    status = "failed"
     if isinstance(error, NotApplicable):
         status = "not_applicable"
     elif isinstance(error, Diverged):
@@ -123,19 +157,7 @@ def conclude(
     trace = "".join(traceback.format_exception(error))
     if status == "oom":
         _let_go(error)
-    # to the cell's log, where people look first
-    with contextlib.suppress(Exception):
-        print(f"{status}: {text}" if told else trace, file=sys.stderr)
-    write_failure(
-        folder,
-        status,
-        text,
-        type_=type(error).__name__,
-        traceback=None if told else trace,
-        started_at=started,
-        **_circumstances(cell, registry),
-    )
-    return FAILED
+    return status, text, None if told else trace
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -226,26 +248,34 @@ class WorkerHooks:
 def child(folder: str, connection: Any, environment: Mapping[str, str], life: Any = None) -> None:
     """Entry of a worker process: own session, output to the cell's log, ends when its parent does."""
     where = Path(folder).absolute()  # a method may leave for another folder
-    serve(where, connection, environment, lambda report, stop: run_folder(where, report, stop), life)
+
+    def run(report: Report, stop: threading.Event, seat: Seat | None) -> int:
+        return run_folder(where, report, stop, seat, lambda code: _leave(log_of(where, seat), code))
+
+    serve(where, connection, environment, run, life)
 
 
 def serve(
     log: Path,
     connection: Any,
     environment: Mapping[str, str],
-    run: Callable[[Callable[[Mapping[str, Any]], None], threading.Event], int],
+    run: Callable[[Report, threading.Event, Seat | None], int],
     life: Any = None,
 ) -> None:
     """Be a worker: send what `run` reports, tell it to stop, and end this process with its exit code.
 
     Output goes to ``log.txt`` in the folder `log`. The process and what it started end when the other end of
-    `life` is closed.
+    `life` is closed. Where the environment asks for several processes, this becomes them; who follows the leading
+    one reports nothing, is told to stop by it, and has a log of its own.
     """
     os.setsid()
     if life is not None:
         tie(life)
-    os.environ.update(environment)
-    redirect(log / "log.txt")
+    os.environ.update({k: v for k, v in environment.items() if k != PROCESSES})
+    processes = int(environment.get(PROCESSES, 1))
+    seat = spread(processes) if processes > 1 else None
+    own = log_of(log, seat)
+    redirect(own)
     keep_bounded()
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -266,17 +296,29 @@ def serve(
             if word == "stop":
                 stop.set()
 
-    threading.Thread(target=watch, daemon=True).start()
+    if seat is None or seat.rank == 0:
+        threading.Thread(target=watch, daemon=True).start()
+    else:
+        connection.close()
     lock_bars()
     try:
-        code = run(report, stop)
+        code = run(report, stop, seat)
     except BaseException:
         with contextlib.suppress(Exception):
             traceback.print_exc()
         code = FAILED
+    _leave(own, code)
+
+
+def log_of(folder: Path, seat: Seat | None) -> Path:
+    """Return the log of a process of the cell in `folder`."""
+    return folder / ("log.txt" if seat is None or seat.rank == 0 else f"log-{seat.rank}.txt")
+
+
+def _leave(log: Path, code: int) -> None:
     flush()
     bound()
-    scrub(log / "log.txt")
+    scrub(log)
     os._exit(code)
 
 

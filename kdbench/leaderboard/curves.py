@@ -188,19 +188,19 @@ def band(records: Sequence[Record], curves: Mapping[str, Curve], column: str) ->
     shared = sorted(set.intersection(*(set(values) for values in by_seed)))
     if not shared:
         return None
-    epochs = _thin(shared)
+    epochs = thin(shared)
     at = [[values[epoch] for values in by_seed] for epoch in epochs]
     return Band(
         epochs, [math.fsum(v) / len(v) for v in at], [min(v) for v in at], [max(v) for v in at], len(by_seed)
     )
 
 
-def _thin(epochs: list[int]) -> list[int]:
-    """At most MAX_POINTS of them, evenly, the first and the last among them."""
-    if len(epochs) <= MAX_POINTS:
+def thin(epochs: list[int], points: int = MAX_POINTS) -> list[int]:
+    """At most `points` of them, evenly, the first and the last among them."""
+    if len(epochs) <= points:
         return epochs
     last = len(epochs) - 1
-    return [epochs[round(n * last / (MAX_POINTS - 1))] for n in range(MAX_POINTS)]
+    return [epochs[round(n * last / (points - 1))] for n in range(points)]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -256,10 +256,11 @@ def speed(record: Record, batch: str) -> Any:
 
 
 def hardware(record: Record) -> str:
-    """Return what speeds depend on before anything else: the device and, on a CPU, the threads."""
+    """Return what speeds depend on before anything else: the device, how many, and on a CPU the threads."""
     env = record.environment
     name = str(env.get("device_name") or env.get("cpu") or "unknown")
-    return f"{name}, {env.get('threads')} thread(s)" if env.get("device") == "cpu" else name
+    name = f"{name}, {env.get('threads')} thread(s)" if env.get("device") == "cpu" else name
+    return f"{name}, {env['processes']} processes" if env.get("processes") else name
 
 
 def part(record: Record, name: str) -> Mapping[str, Any]:

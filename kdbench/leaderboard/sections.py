@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from kdbench.leaderboard.columns import Column, columns
 from kdbench.leaderboard.compared import compare_rows, ranked
 from kdbench.leaderboard.gap import nothing_to_close
-from kdbench.leaderboard.rows import Row, Setting
+from kdbench.leaderboard.rows import INFER_BATCH, Row, Setting
 from kdbench.leaderboard.speeds import SPEED_COLUMNS, SpeedLine, measures_only, speed_lines, speed_ranks
-from kdbench.leaderboard.text import number
+from kdbench.leaderboard.text import number, rate
 
 
 @dataclass
@@ -136,7 +136,24 @@ def _section(
         )
     if len({p for r in rows for p in r.precision}) > 1:
         section.notes.append("Precisions differ between rows.")
+    section.notes += _equal_networks(rows) if is_pair and len(hardware) == 1 else []
     return section
+
+
+def _equal_networks(rows: Sequence[Row]) -> list[str]:
+    """Return what to make of the inference speeds of rows that deploy networks of one architecture."""
+    found: dict[tuple[float | None, float | None], list[float]] = {}
+    for row in rows:
+        if row.infer_images_per_s is not None and row.macs is not None:
+            found.setdefault((row.params, row.macs), []).append(row.infer_images_per_s)
+    speeds = sorted(max(found.values(), key=len, default=[]))
+    if not speeds or rate(speeds[0]) == rate(speeds[-1]):
+        return []
+    return [
+        f"{len(speeds)} of the rows deploy networks of one architecture, so their speeds of inference, "
+        f"{rate(speeds[0])} to {rate(speeds[-1])} images/s at batch {INFER_BATCH}, differ by no more than how "
+        "well speed can be measured on that machine."
+    ]
 
 
 def _ranks(rows: list[Row]) -> list[int | None]:

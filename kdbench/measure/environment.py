@@ -16,9 +16,12 @@ from kdbench import __version__
 Environment = dict[str, str | int | float | bool | None]
 
 
-def capture(device: torch.device, *, precision: str, deterministic: bool, compiled: str) -> Environment:
-    """Return the environment of a result; scalars only."""
+def capture(
+    device: torch.device, *, precision: str, deterministic: bool, compiled: str, processes: int = 1
+) -> Environment:
+    """Return the environment of a result; scalars only. `processes` is told where it is not 1."""
     cuda = device.type == "cuda"
+    several: Environment = {} if processes == 1 else {"processes": processes}
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if cuda else cpu_name(),
@@ -39,6 +42,7 @@ def capture(device: torch.device, *, precision: str, deterministic: bool, compil
         "precision": precision,
         "deterministic": deterministic,
         "compile": compiled,
+        **several,
     }
 
 

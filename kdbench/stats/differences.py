@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kdbench.stats.summary import summarise
+from kdbench.stats.summary import ROUNDING, summarise
 
 #: Resamplings of a bootstrap interval.
 RESAMPLES = 2000
@@ -106,8 +106,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     assert found.mean is not None
     mean_a, mean_b = math.fsum(a) / len(a), math.fsum(b) / len(b)
     low, high = found.ci95_low, found.ci95_high
-    if found.n > 1 and found.sd == 0.0:
-        low = high = found.mean
+    if found.n > 1 and found.sd == 0.0 and abs(found.mean) <= ROUNDING:
+        low = high = 0.0
     return Difference(len(a), mean_a, mean_b, found.mean, low, high, 0.0)
 
 

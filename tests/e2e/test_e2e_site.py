@@ -262,9 +262,13 @@ def test_a_cell_shows_its_record_and_the_curves_of_its_row(show, site):
     page = show(site.board.parent / "cell.html", f"#{record['cell_id']}")
     wait(page, lambda b: b.find_element(By.TAG_NAME, "h1").text == "kd, seed 0")
     text = page.find_element(By.ID, "main").text
-    for expected in ("Test CPU", "72", "Inference speed: student", "kdbench reproduce", "step_ms", "fp32"):
+    words = ("training step, ms", "top-1, %", "latency, median, ms")
+    for expected in ("Test CPU", "72", "Inference speed: student", "kdbench reproduce", "fp32", *words):
         assert expected in text
-    assert len(drawn(page, "#cell .canvas", ".scatterlayer .lines path")) >= 2
+    assert "step_ms" not in text
+    assert len(drawn(page, "#cell .canvas", ".scatterlayer .lines path")) >= 4
+    names = {t.text for t in page.find_elements(By.CSS_SELECTOR, "#cell .annotation-text")}
+    assert names == {"test, mean", "validation, mean", "test, seed 0", "validation, seed 0"}
     page.execute_script(f"location.hash = '{'0' * 64}'")
     wait(page, lambda b: "no such cell" in b.find_element(By.ID, "main").text)
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kdbench.engine.cell import CellTrainer, Hooks, read_cell, warm
+from kdbench.engine.cell import CellTrainer, Hooks, read_cell
+from kdbench.engine.cost import warm
 from kdbench.engine.loop import Interrupted
 from kdbench.errors import KdbenchError
 from kdbench.launch.plan import Plan, PlannedCell, Planner

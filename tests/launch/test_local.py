@@ -13,6 +13,7 @@ from kdbench.errors import KdbenchError
 from kdbench.hooks import Job
 from kdbench.launch import local
 from kdbench.launch.local import LocalLauncher
+from kdbench.launch.peers import PROCESSES
 
 
 def act(folder, connection, environment, life=None):
@@ -216,6 +217,14 @@ def test_slots_go_round_the_gpus(run, monkeypatch):
     events = run({f"c{i}": ("slow", {}) for i in range(4)}, workers=4, gpus=2)
     seen = sorted(e["environment"]["CUDA_VISIBLE_DEVICES"] for e in events if e["event"] == "started")
     assert seen == ["4", "4", "7", "7"]
+
+
+def test_processes_of_a_cell_get_neighbouring_gpus(run, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7,8,9")
+    events = run({f"c{i}": ("slow", {}) for i in range(2)}, workers=2, gpus=4, processes=2)
+    seen = [e["environment"] for e in events if e["event"] == "started"]
+    assert sorted(e["CUDA_VISIBLE_DEVICES"] for e in seen) == ["4,7", "8,9"]
+    assert {e[PROCESSES] for e in seen} == {"2"}
 
 
 def test_one_gpu_is_left_as_it_is(run):

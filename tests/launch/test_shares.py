@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kdbench.errors import KdbenchError
 from kdbench.launch.shares import share_out
 
 
@@ -22,6 +23,11 @@ from kdbench.launch.shares import share_out
         (16, {"gpus": 2, "slots_per_gpu": 3}, (6, None, 1)),
         (16, {"gpus": 1, "slots_per_gpu": 4, "workers": 2}, (2, None, 4)),
         (2, {"gpus": 4}, (4, None, 0)),
+        (8, {"processes": 2}, (4, 1, 0)),
+        (8, {"processes": 2, "threads": 2}, (2, 2, 0)),
+        (8, {"processes": 2, "workers": 1}, (1, 1, 3)),
+        (16, {"gpus": 8, "processes": 4}, (2, None, 1)),
+        (16, {"gpus": 8, "processes": 3, "workers": 9}, (2, None, 1)),
     ],
 )
 def test_shares(cores: int, asked: dict[str, Any], expected: tuple[int, int | None, int]) -> None:
@@ -54,3 +60,14 @@ def test_more_than_the_cores_is_done_and_warned_of(asked: dict[str, int]) -> Non
     assert shares.warning is not None
     assert f"{shares.workers} worker(s) with {shares.threads} thread(s) each" in shares.warning
     assert "2 core(s)" in shares.warning
+
+
+def test_processes_of_a_cell_need_a_gpu_each() -> None:
+    with pytest.raises(KdbenchError, match="--processes-per-cell 3: each process needs a GPU of its own"):
+        share_out(16, jobs=1, gpus=2, processes=3)
+
+
+def test_more_processes_than_cores_are_warned_of() -> None:
+    warning = share_out(2, jobs=1, processes=4).warning
+    assert warning is not None
+    assert warning.startswith("1 worker(s) of 4 processes with 1 thread(s) each are more than the 2 core(s)")

@@ -207,3 +207,20 @@ def test_a_table_says_why_no_row_closes_a_gap(teacher, told):
     made = board(*alone([69.0, 70.0, 71.0]), *seeds("kd", [71.0, 72.0, 73.0], teacher_top1=teacher))
     (note,) = [n for n in made.sections[0].notes if n.startswith("Top-1 of the teacher")]
     assert ("no gap to close: the teacher is not above the student alone" in note) is told
+
+
+def test_a_table_says_that_speeds_of_equal_networks_differ_by_their_measurement():
+    def notes(*speeds, **network):
+        cells = [alone([60, 61, 62]), *(seeds(f"m{n}", [70, 71, 72]) for n in range(len(speeds)))]
+        for records, speed in zip(cells[1:], speeds, strict=True):
+            for record in records:
+                record["throughput"]["student"]["64"]["images_per_s"] = speed
+                record["deployables"]["student"] |= network
+        (section,) = board(*(record for row in cells for record in row)).sections
+        return [n for n in section.notes if "one architecture" in n]
+
+    (note,) = notes(3800.0, 4200.0)
+    assert note.startswith("3 of the rows")
+    assert "3800 to 4200 images/s at batch 64" in note
+    assert notes(4000.0, 4000.0) == []
+    assert notes(3800.0, macs=1_000_000) == []

@@ -113,6 +113,28 @@ def several():
     )
 
 
+def test_a_cell_has_its_own_curves_and_a_long_one_is_thinned():
+    found = records()
+    long = Curve(
+        tuple(range(1, 241)),
+        {
+            "train_loss": (1.0,) * 240,
+            "val_top1": (None,) * 240,
+            "test_top1": tuple(e / 4 for e in range(240)),
+        },
+    )
+    first = found[0].cell_id
+    files = render(site_board("b", "boards/b", found, curves={first: long}))
+    shared = json.loads(files["boards/b/cells/shared.js"].removeprefix("kdbench.put(").removesuffix(");\n"))
+    cells = json.loads(files["boards/b/cells/all.js"].removeprefix("kdbench.put(").removesuffix(");\n"))
+    assert [cell for cell in cells if "curve" in cells[cell]] == [first]
+    number, values = cells[first]["curve"].pop("test_top1")
+    epochs = shared[number]
+    assert not cells[first]["curve"]
+    assert (epochs[0], epochs[-1], len(epochs), len(values)) == (1, 240, 32, 32)
+    assert values == [round((e - 1) / 4, 2) for e in epochs]
+
+
 def test_every_link_leads_to_a_file_of_the_site():
     files = several()
     present = {*files, "assets/plotly.min.js"}

@@ -48,6 +48,12 @@ def test_equal_sides():
     assert (found.value, found.low, found.high, found.significant) == (0, 0, 0, False)
 
 
+def test_differences_that_are_all_equal_but_not_0_have_no_interval():
+    found = paired_difference([50.0, 60.0, 70.0], [50.5, 60.5, 70.5])
+    assert (found.value, found.low, found.high, found.significant) == (0.5, None, None, False)
+    assert holm([found]) == []
+
+
 def test_paired_ratio_is_a_difference_of_logarithms():
     found = paired_ratio([1.0, 2.0, 4.0], [2.0, 4.4, 7.2])
     expected = (2.0 * 2.2 * 1.8) ** (1 / 3)
@@ -134,7 +140,7 @@ def test_a_widened_ratio_is_less_sure():
     assert found.widened(3.0).p == 1.0
     assert found.without_interval().p is None
     assert paired_difference([1.0, 2.0], [1.0, 2.0]).p == 1.0
-    assert paired_difference([1.0, 2.0], [2.0, 3.0]).p == 0.0
+    assert paired_difference([1.0, 2.0], [2.0, 3.0]).p is None
 
 
 def test_of_many_comparisons_chance_is_taken_out():

@@ -14,6 +14,7 @@ from kdbench.engine.data.resident import ResidentSplit, ResidentStream
 from kdbench.engine.data.splits import Split, make_splits
 from kdbench.engine.data.streaming import StreamingSplit, StreamingStream
 from kdbench.engine.data.views import CropFlip
+from kdbench.engine.together.group import Group
 from kdbench.matrix.recipe import Recipe
 from kdbench.matrix.storage import choose_storage
 from kdbench.measure.cores import cores
@@ -38,13 +39,14 @@ class DataContext:
         views: tuple[str, ...] = (),
         workers: int | None = None,
         test: bool = True,
+        group: Group | None = None,
     ) -> None:
         self.info, self.device, self.batch_size = info, device, recipe.batch_size
         self.label_smoothing = recipe.label_smoothing
         dataset = dataset if test else WithoutTest(dataset)
         self._dataset, self._recipe, self._seed = dataset, recipe, seed
         self._storage = choose_storage(storage, info, recipe.augment.kind)
-        self._views = views
+        self._views, self._group = views, group
         self._workers = min(4, cores() - 1) if workers is None else workers
         self.splits: dict[str, Split] = make_splits(
             dataset,
@@ -73,7 +75,13 @@ class DataContext:
         if self._storage == "stream":
             centre_crop = self._recipe.augment.kind == "rrc"
             return StreamingSplit(
-                self._dataset, split, self.info, workers=self._workers, centre_crop=centre_crop, **common
+                self._dataset,
+                split,
+                self.info,
+                workers=self._workers,
+                centre_crop=centre_crop,
+                group=self._group,
+                **common,
             )
         images = self._dataset.arrays(split.source, split.indices)
         return ResidentSplit(images, split.labels, self.info, **common)
@@ -129,6 +137,7 @@ class DataContext:
                 workers=self._workers,
                 augment=crop,
                 padding_mode=augment.padding_mode,
+                group=self._group,
                 **common,
             )
         images = self._dataset.arrays(split.source, split.indices)

@@ -22,6 +22,8 @@ from kdbench.engine.data.splits import Split
 from kdbench.engine.data.strong import strong_table, strong_view
 from kdbench.engine.data.views import CropFlip, epoch_order
 from kdbench.engine.seeds import seeded
+from kdbench.engine.together.group import Group
+from kdbench.engine.together.reading import Shared
 from kdbench.matrix.identity import derive_seed
 from kdbench.protocol.dataset import Dataset
 from kdbench.protocol.types import Batch, DataInfo
@@ -143,6 +145,7 @@ class StreamingStream:
         channels_last: bool = True,
         labelled: bool = True,
         workers: int = 0,
+        group: Group | None = None,
     ) -> None:
         spec = {
             "seed": seed,
@@ -152,10 +155,11 @@ class StreamingStream:
             "crop": augment,
             "padding_mode": padding_mode,
         }
-        self._plan = _Plan()
+        self._plan, self._shared = _Plan(), Shared(group)
         self._loader = _loader(_Images(dataset, split, info, spec), self._plan, workers, device)
         self._n, self._batch, self._seed, self._drop_last = len(split), batch_size, seed, drop_last
         self._crop, self._names = augment, ("", *views)
+        self._labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
         self._device, self._channels_last, self._labelled = device, channels_last, labelled
 
     def __len__(self) -> int:
@@ -163,14 +167,16 @@ class StreamingStream:
         return full + (1 if rest and not self._drop_last else 0)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        order = epoch_order(self._seed, epoch, self._n).tolist()
-        self._plan.batches = [
-            [(epoch, i) for i in order[s * self._batch : (s + 1) * self._batch]]
-            for s in range(start, len(self))
-        ]
+        order = epoch_order(self._seed, epoch, self._n)
+        batches = [order[s * self._batch : (s + 1) * self._batch] for s in range(start, len(self))]
+        shared = self._shared.now()
+        self._plan.batches = [[(epoch, i) for i in shared.mine(at)] for at in batches]
         tables = [self._table(epoch, name) for name in self._names]
-        for main, y, at, views in self._loader:
-            x, *extra = (_to(v, self._device, self._channels_last) for v in (main, *views))
+        for (main, y, at, views), whole in zip(self._loader, batches, strict=True):
+            made = [_to(v, self._device, self._channels_last) for v in (main, *views)]
+            x, *extra = shared.whole(made, len(whole))
+            if len(at) < len(whole):
+                y, at = self._labels[whole], whole
             index = at.to(self._device, non_blocking=True)
             ids = [None if t is None else t[at].to(self._device, non_blocking=True) for t in tables]
             yield Batch(
@@ -202,6 +208,7 @@ class StreamingSplit:
         centre_crop: bool,
         channels_last: bool = True,
         workers: int = 0,
+        group: Group | None = None,
     ) -> None:
         spec = {
             "seed": 0,
@@ -211,20 +218,22 @@ class StreamingSplit:
             "crop": None if centre_crop else CropFlip(0, False),
             "padding_mode": "zeros",
         }
-        self._plan = _Plan()
-        at = list(range(len(split)))
-        self._plan.batches = [
-            [(0, i) for i in at[s : s + batch_size]] for s in range(0, len(split), batch_size)
-        ]
+        self._plan, self._shared = _Plan(), Shared(group)
+        self._batches = torch.arange(len(split)).split(batch_size)
+        self._labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
         self._loader = _loader(_Images(dataset, split, info, spec), self._plan, workers, device)
         self._device, self._channels_last = device, channels_last
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for x, y, _, _ in self._loader:
-            yield Batch(_to(x, self._device, self._channels_last), y.to(self._device, non_blocking=True))
+        shared = self._shared.now()
+        self._plan.batches = [[(0, i) for i in shared.mine(at)] for at in self._batches]
+        for (made, y, _, _), at in zip(self._loader, self._batches, strict=True):
+            (x,) = shared.whole([_to(made, self._device, self._channels_last)], len(at))
+            labels = y if len(y) == len(at) else self._labels[at]
+            yield Batch(x, labels.to(self._device, non_blocking=True))
 
 
 def _loader(images: _Images, plan: _Plan, workers: int, device: torch.device) -> DataLoader[Any]:

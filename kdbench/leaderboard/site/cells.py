@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kdbench.leaderboard.curves import Curve, thin
 from kdbench.leaderboard.site.model import SiteBoard, link, method_page
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ _PER_FILE = 60
 #: Longest traceback that is shown, in characters of its end.
 _TRACEBACK = 3000
 _WARNINGS = 10
+#: Most points of a cell's own curve, and the columns that are kept: its page draws no other.
+_POINTS = 32
+_DRAWN = ("test_top1", "val_top1")
 _LONG = re.compile(r"-?\d+\.\d{5,}(?:e[+-]?\d+)?")
 _FREE = {
     "schema_version", "cell_id", "identity", "environment", "plugins", "teachers", "speeds", "deployables",
@@ -52,7 +56,8 @@ def cell_files(board: SiteBoard) -> Iterator[tuple[str, str]]:
         }
         place = shared.add("row", where)
         for record in row.records:
-            text = f'"{record.cell_id}":{_cell(record, shared, place)}'
+            curve = board.curves.get(record.cell_id)
+            text = f'"{record.cell_id}":{_cell(record, shared, place, curve)}'
             files.setdefault(record.cell_id[:digits], []).append(text)
     for prefix, cells in sorted(files.items()):
         name = f"cells/{prefix or 'all'}"
@@ -82,7 +87,7 @@ class _Shared:
         return number
 
 
-def _cell(record: Record, shared: _Shared, place: int) -> str:
+def _cell(record: Record, shared: _Shared, place: int, curve: Curve | None) -> str:
     head = record.model_dump(mode="json", exclude=_FREE, exclude_none=True)
     labels = head.pop("labels")
     seed = labels.pop("seed")
@@ -114,10 +119,24 @@ def _cell(record: Record, shared: _Shared, place: int) -> str:
         head["speeds"] = [
             s.model_dump(mode="json", exclude={"samples_ms"}, exclude_none=True) for s in record.speeds
         ]
+    if curve is not None and (own := _curve(curve, shared)):
+        head["curve"] = own
     numbers = _json(record.model_dump(mode="json", include=_NUMBERS, exclude_none=True))
     # six digits are more than any of these numbers has
     numbers = _LONG.sub(lambda m: f"{float(m[0]):.6g}", numbers)
     return f'{_json(head)[:-1]},"numbers":{numbers}}}'
+
+
+def _curve(curve: Curve, shared: _Shared) -> dict[str, Any]:
+    """Return what is drawn of a cell's curves: column -> number of its epochs among the shared, values."""
+    found = {}
+    for name in _DRAWN:
+        pairs = zip(curve.epochs, curve.columns[name], strict=True)
+        values = {epoch: round(value, 2) for epoch, value in pairs if value is not None}
+        if values:
+            epochs = thin(sorted(values), _POINTS)
+            found[name] = [shared.add(f"epochs.{name}", epochs), [values[epoch] for epoch in epochs]]
+    return found
 
 
 def _json(value: Any) -> str:

@@ -161,16 +161,20 @@ const plots = (() => {
     for (const { name, values: [epochs, mean, low, high, seeds], number } of series) {
       const paint = palette[number % palette.length];
       if (seeds > 1) {
-        traces.push({ type: "scatter", mode: "lines", x: [...epochs, ...[...epochs].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", fillcolor: `${paint}26`, line: { width: 0 }, hoverinfo: "skip" });
+        traces.push({ type: "scatter", mode: "lines", x: [...epochs, ...[...epochs].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", fillcolor: `${paint}26`, line: { width: 0 }, hoverinfo: "skip", showlegend: false });
       }
       traces.push({
-        type: "scatter", mode: epochs.length > 1 ? "lines" : "markers", x: epochs, y: mean, text: low.map((v, n) => `${fixed(v)} to ${fixed(high[n])}, ${seeds} seed${seeds === 1 ? "" : "s"}`),
+        type: "scatter", mode: epochs.length > 1 ? "lines" : "markers", name: plain(short(name, 40)), x: epochs, y: mean, text: low.map((v, n) => `${fixed(v)} to ${fixed(high[n])}, ${seeds} seed${seeds === 1 ? "" : "s"}`),
         hovertemplate: `<b>${plain(short(name, 40)).replaceAll("%{", "% {")}</b><br>epoch %{x}: %{y:.2f}<br>%{text}<extra></extra>`,
         line: { color: paint, width: 2, dash: DASHES[Math.floor(number / palette.length + number) % DASHES.length] }, marker: { color: paint, size: 8 },
       });
       ends.push({ x: epochs[epochs.length - 1], y: mean[mean.length - 1], name, paint });
     }
-    // names at the ends of the lines, pushed apart by about a line of text
+    const narrow = canvas.clientWidth < 560;
+    const epochsOfAll = series.flatMap((s) => s.values[0]);
+    const [first, last] = [Math.min(...epochsOfAll), Math.max(...epochsOfAll)];
+    const pad = last > first ? 0.02 * (last - first) : 0.5;
+    // names at the ends of the lines, pushed apart by about a line of text; below the plot where there is no room
     ends.sort((a, b) => a.y - b.y);
     let below = -Infinity;
     const pixels = 280 / span;
@@ -180,8 +184,8 @@ const plots = (() => {
       return { x: end.x, y: end.y, yshift: at - end.y * pixels, xanchor: "left", xshift: 6, showarrow: false, text: plain(short(end.name, 22)), font: { color: end.paint } };
     });
     return Plotly.react(canvas, traces, layout({
-      margin: { l: 60, r: 140, t: 30, b: 60 }, annotations,
-      xaxis: { title: { text: "Epoch" }, tickformat: "d", dtick: Math.max(...series.flatMap((s) => s.values[0])) <= 12 ? 1 : undefined }, yaxis: { title: { text: title } },
+      ...(narrow ? { showlegend: true, legend: { orientation: "h", y: -0.28 }, margin: { l: 50, r: 10, t: 30, b: 60 } } : { margin: { l: 60, r: 140, t: 30, b: 60 }, annotations }),
+      xaxis: { title: { text: "Epoch" }, tickformat: "d", range: [first - pad, last + pad], dtick: last <= 12 ? 1 : undefined }, yaxis: { title: { text: title } },
     }), CONFIG);
   }
 
