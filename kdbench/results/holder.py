@@ -68,7 +68,14 @@ def read_holder(path: Path, number: int = 0) -> Holder | None:
         if error.errno in (errno.ENOENT, errno.ESTALE):
             return None
         raise
-    known = {"token": "", "host": "", "pid": 0, "machine": "", "born": 0, "expiry_s": EXPIRY_S}  # nosec B105 - no password
+    known = {
+        "token": "",
+        "host": "",
+        "pid": 0,
+        "machine": "",
+        "born": 0,
+        "expiry_s": EXPIRY_S,
+    }  # of no password # nosec B105
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         read = json.loads(data)
         known |= {k: read[k] for k, v in known.items() if isinstance(read.get(k), (type(v), int))}

@@ -26,7 +26,7 @@ def told(tmp_path, capsys):
                 status=record["status"],
                 label=f"cell {number}",
                 folder=folder / "cells" / record["cell_id"],
-                file=SimpleNamespace(only_speed=only),
+                pattern=SimpleNamespace(file=SimpleNamespace(only_speed=only)),
             )
             for number, (record, only) in enumerate(cells)
         ]
