@@ -164,7 +164,7 @@ class _Round:
         if time.monotonic() > self._patient_until:  # of nodes that do not answer
             self._running.clear()
             self._landing.clear()
-        busy = [*self._running.values(), *(one for one, *_ in self._landing)]
+        busy = {*self._running.values(), *(one for one, *_ in self._landing)}
         for one in [o for o in self._tries.values() if o not in busy]:  # or that were to go on elsewhere
             del self._tries[one.job.cell_id]
             if one.seen.starts:
