@@ -69,13 +69,13 @@ def read_holder(path: Path, number: int = 0) -> Holder | None:
             return None
         raise
     known = {
-        "token": "",
+        "token": "",  # nosec B105 - no password
         "host": "",
         "pid": 0,
         "machine": "",
         "born": 0,
         "expiry_s": EXPIRY_S,
-    }  # of no password # nosec B105
+    }
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         read = json.loads(data)
         known |= {k: read[k] for k, v in known.items() if isinstance(read.get(k), (type(v), int))}
