@@ -41,11 +41,11 @@ def git_revision(direct_url: str | None) -> str | None:
     if not isinstance(dir_info, dict) or not dir_info.get("editable") or url.scheme != "file":
         return None
     folder = Path(url2pathname(unquote(url.path)))
-    if not folder.is_absolute() or not any(
-        (parent / ".git").exists() for parent in (folder, *folder.parents)
-    ):
+    try:
+        checkout = any((parent / ".git").exists() for parent in (folder, *folder.parents))
+    except OSError:  # a name that is longer than any file's
         return None
-    return _describe_head(folder)
+    return _describe_head(folder) if folder.is_absolute() and checkout else None
 
 
 def _describe_head(folder: Path) -> str | None:

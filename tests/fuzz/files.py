@@ -94,8 +94,11 @@ def _tree(data: bytes, where: Path) -> None:
         name, kind = rng.choice(_NAMES), rng.randrange(9)
         try:
             if kind < 3:
-                with open(parent / name, "xb") as file:
-                    file.write(good if rng.random() < 0.8 else b"")
+                content = good if rng.random() < 0.8 else b""
+                if not os.path.lexists(
+                    parent / name
+                ):  # a link would not be followed, but be taken for an escape
+                    (parent / name).write_bytes(content)
             elif kind < 6:
                 made = parent / rng.choice(_FOLDERS)
                 if os.path.lexists(made):

@@ -107,6 +107,7 @@ def find(distribution):
         '{"url": "file:+/relative", "dir_info": {"editable": true}}',
         '{"url": "file:///a\\u0000b", "dir_info": {"editable": true}}',
         '{"url": 3, "dir_info": []}',
+        '{"url": "file:///' + "n" * 5000 + '", "dir_info": {"editable": true}}',
     ],
 )
 def test_a_strange_direct_url_has_no_commit(text, monkeypatch):
