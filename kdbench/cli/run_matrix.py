@@ -309,7 +309,7 @@ def _finish(plan: Plan, sinks: tuple[str, ...]) -> None:
 
 
 def _print_failures(plan: Plan) -> None:
-    failed = False
+    failed = cut = False
     for cell in plan.cells:
         if cell.status in ("done", "to run"):
             continue
@@ -317,9 +317,12 @@ def _print_failures(plan: Plan) -> None:
         log = cell.folder / "log.txt"
         where = f" (log: {log})" if log.exists() and cell.status != "not_applicable" else ""
         click.echo(f"{cell.status}: {cell.label}: {first[0] if first else ''}{where}")
-        failed = failed or cell.status != "not_applicable"
+        cut = cut or cell.status == "interrupted"
+        failed = failed or cell.status not in ("not_applicable", "interrupted")
+    if cut:
+        click.echo("the same command resumes what was interrupted")
     if failed:
-        click.echo("--rerun failed runs them again")
+        click.echo("--rerun failed runs the others again" if cut else "--rerun failed runs them again")
 
 
 def _print_speeds(plan: Plan) -> None:

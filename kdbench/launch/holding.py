@@ -70,8 +70,9 @@ def hold(folder: Path, stop: Callable[[], bool], patience_s: float = math.inf) -
         print(error, file=sys.stderr, flush=True)
         lease.close()
         return INTERRUPTED
-    # from here on the holder before writes nothing more
-    if _done(folder) and (_stamp(folder) != before or (lease.inherited and _whole(folder))):
+    # from here on the holder before writes nothing more; a finished cell runs again only for files that it lacks
+    if _done(folder) and (_stamp(folder) != before or _whole(folder)):
+        print("done before: nothing is left to do for this cell", file=sys.stderr, flush=True)
         lease.close()
         return DONE
     return lease

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from kdbench.errors import KdbenchError
 from kdbench.launch.life import tie
 from kdbench.matrix.identity import canonical_json, cell_id
 from kdbench.measure.cores import cores
+from kdbench.redact import hiding
 from kdbench.registry import Registry, code_digest
 from kdbench.results.store import atomic_write_json
 
@@ -136,6 +138,8 @@ def answer_all(
 
     from kdbench.engine.copies import Copies
 
+    # methods are set up here, and may print what they find in the environment
+    sys.stdout, sys.stderr = hiding(1), hiding(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if life is not None:
         os.setsid()

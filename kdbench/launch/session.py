@@ -68,9 +68,7 @@ class Session:
     def __init__(self, registry: Registry, plan: Plan, options: Options, progress: Progress) -> None:
         self._registry, self._plan, self._options, self._progress = registry, plan, options, progress
         self._cells = {c.id: c for c in plan.cells}
-        self._mirrors = Mirrors(
-            registry, options.sinks, progress.note, f"kdbench sync {plan.matrix.matrix.name}"
-        )
+        self._mirrors = Mirrors(registry, options.sinks, progress.note, f"kdbench sync {plan.run.path}")
         self._stops = 0
         self._lease: Lease | None = None
         self._shares = Shares(1, None, 0)

@@ -26,7 +26,7 @@ def test_tracking_down_then_sync(kdbench, tiny_matrix, closed_port):
     assert down.returncode == 0, down.stderr
     warnings = [line for line in down.stderr.splitlines() if line.startswith("warning: sink 'mlflow'")]
     assert len(warnings) == 1
-    assert "`kdbench sync tracked` repairs it" in warnings[0]
+    assert "`kdbench sync runs/tracked` repairs it" in warnings[0]
     run = kdbench.cwd / "runs" / "tracked"
     kept = done_files(run)
     assert len(kept) == 2

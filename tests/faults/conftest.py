@@ -50,7 +50,8 @@ def check(request: Any) -> Any:
         found.differing += again.differing
         ledger.note(faults, run=request.node.name, **ledger.noted(found))
         assert not found, found
-        left = [p.name for p in run.rglob("*.tmp")]
+        # who is killed while it takes a lease leaves a file that later takers remove when it is old
+        left = [p.name for p in run.rglob("*.tmp") if not p.name.startswith(".lease.")]
         assert not left
 
     return checked

@@ -174,7 +174,7 @@ def test_tracking_server_killed_and_back(case: Any, check: Any, kdbench: Any, tm
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         assert started.wait() == 0, started.stderr
-        assert "`kdbench sync few` repairs it" in started.stderr
+        assert "`kdbench sync runs/few` repairs it" in started.stderr
         check(case, run, {}, [{"fault": "the tracking server is killed", "moment": "after the first cell"}])
         server = serve()
         before = done_files(run)

@@ -129,6 +129,7 @@ def test_gang_leaves_cells_that_others_have(world: World, tmp_path: Path, monkey
     assert not (theirs / "result.json").exists()
 
 
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "done before"])
 @pytest.mark.parametrize(
     ("role", "kept", "weights", "over"),
     [
@@ -138,15 +139,16 @@ def test_gang_leaves_cells_that_others_have(world: World, tmp_path: Path, monkey
         ("teacher", [3], True, False),
     ],
 )
-def test_cell_that_a_killed_process_finished_is_not_run_again(
-    tmp_path: Path, role: str, kept: list[int], weights: bool, over: bool
+def test_finished_cell_is_run_again_only_for_files_that_it_lacks(
+    tmp_path: Path, role: str, kept: list[int], weights: bool, over: bool, killed: bool
 ) -> None:
     put(tmp_path, "done")
     (tmp_path / "cell.json").write_text(json.dumps({"labels": {"role": role}, "keep_epochs": kept}))
     if weights:
         (tmp_path / "model.safetensors").touch()
-    dead = {**json.loads(holder.myself("dead", 60.0)), "born": 1}
-    (tmp_path / ".lease-1").write_text(json.dumps(dead))
+    if killed:
+        dead = {**json.loads(holder.myself("dead", 60.0)), "born": 1}
+        (tmp_path / ".lease-1").write_text(json.dumps(dead))
     got = hold(tmp_path, lambda: False)
     if over:
         assert got == DONE
