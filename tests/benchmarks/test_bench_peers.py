@@ -5,9 +5,9 @@ tests.benchmarks.peers``) leaves the loaders of the others a core of their own a
 idle: on digits-size nets the goals are missed then.
 
 ``pytest --benchmark-only tests/benchmarks/test_bench_peers.py [-k digits] [--benchmark-json FILE]``, on a machine
-that does nothing else; the longest of all benchmarks. The table's seconds say nothing: ``extra_info`` has the figures of
-every contender, as ``python -m tests.benchmarks.peers --json`` writes them. That all train the same is tested by
-``test_peers_same_training.py``.
+that does nothing else; the longest of all benchmarks. The table's seconds say nothing: ``extra_info`` has the
+figures of every contender, as ``python -m tests.benchmarks.peers --json`` writes them. That all train the same is
+tested by ``test_peers_same_training.py``.
 """
 
 import statistics
