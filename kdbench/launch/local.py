@@ -173,7 +173,7 @@ class LocalLauncher:
         teacher = next(c for c in job.after if c in bad)
         if teacher in self._cut:  # the next run goes on with both
             self._cut.add(job.cell_id)
-            return {"status": "interrupted", "message": f"its teacher cell {teacher[:12]} was cut"}
+            return {"status": "interrupted", "message": f"its teacher cell {teacher[:12]} was interrupted"}
         return {"status": "failed", "message": f"its teacher cell {teacher[:12]} did not finish"}
 
     def _start(self, ctx: Any, job: Job, slot: int) -> _Worker:

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from kdbench.launch.plan import PlannedCell
 from kdbench.results.speed_row import fastest
 
-#: What the display calls a cell that was interrupted; it is no progress.
-CUT = "cut"
+#: The status of a cell that is to be resumed; it is no progress.
+INTERRUPTED = "interrupted"
 
 
 class Progress(Protocol):
@@ -89,7 +89,7 @@ class PlainProgress:
         self.note(f"       {cell.label}: epoch {row['epoch']}/{epochs}, {describe(row)}")
 
     def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
-        if status == CUT:  # it is not done, and the time left is that of a run that stops
+        if status == INTERRUPTED:  # it is not done, and the time left is that of a run that stops
             self.note(f"{status:6} {cell.label}: {detail}")
             return
         self._eta.ended += 1
@@ -149,7 +149,7 @@ class LiveProgress:
     def cell_ended(self, cell: PlannedCell, status: str, detail: str) -> None:
         if cell.id in self._cells:
             self._bars.remove_task(self._cells.pop(cell.id))
-        if status != CUT:
+        if status != INTERRUPTED:
             self._eta.ended += 1
             self._bars.update(self._matrix, advance=1, detail=f"left {self._eta.text()}")
         self.note(f"{status:6} {cell.label}: {detail}")

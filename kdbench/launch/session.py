@@ -24,7 +24,7 @@ from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
-from kdbench.launch.progress import CUT, Progress, clock_text, outcome
+from kdbench.launch.progress import INTERRUPTED, Progress, clock_text, outcome
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
@@ -341,14 +341,14 @@ class Session:
             self._progress.note(f"{cell.label}: {event['message']}")
         elif kind == "interrupted":
             cell.status = "interrupted"
-            self._progress.cell_ended(cell, CUT, "saved; the same command resumes it")
+            self._progress.cell_ended(cell, INTERRUPTED, "saved; the same command resumes it")
         elif kind == "found":
             record = read_record_dict(cell.folder / "result.json")
             self._mirrors.write(cell.folder)
             self._fire("kdbench_cell_finished", cell=facts, record=record)
         elif kind == "died" and self._lost():
             cell.status = "interrupted"
-            self._progress.cell_ended(cell, CUT, "left to the kdbench that took over the run folder")
+            self._progress.cell_ended(cell, INTERRUPTED, "left to the kdbench that took over the run folder")
         elif kind in ("finished", "died"):
             if kind == "died":
                 try:

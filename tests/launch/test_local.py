@@ -175,7 +175,7 @@ def test_students_of_a_teacher_that_was_cut_are_cut(run):
     }
     events = run(cells)
     assert ends(events) == dict.fromkeys(cells, "interrupted")
-    assert events[-1]["message"] == "its teacher cell student was cut"
+    assert events[-1]["message"] == "its teacher cell student was interrupted"
 
 
 def test_longest_first(run, tmp_path):

@@ -2,17 +2,17 @@
 
 from types import SimpleNamespace
 
-from kdbench.launch.progress import CUT, LiveProgress, PlainProgress
+from kdbench.launch.progress import INTERRUPTED, LiveProgress, PlainProgress
 
 
 def test_plain_lines_count_what_ended_and_not_what_was_cut(capsys):
     shown = PlainProgress()
     shown.start(3, 0)
-    for status in ("done", CUT, "failed"):
+    for status in ("done", INTERRUPTED, "failed"):
         shown.cell_ended(SimpleNamespace(id=status, label=status), status, "why")
     assert capsys.readouterr().err.splitlines() == [
         "done   done: why (1/3, left ?)",
-        "cut    cut: why",
+        "interrupted interrupted: why",
         "failed failed: why (2/3, left ?)",
     ]
 
@@ -21,7 +21,7 @@ def test_the_bar_counts_what_ended_and_not_what_was_cut():
     shown = LiveProgress()
     shown.start(3, 0)
     try:
-        for status in ("done", CUT, "failed"):
+        for status in ("done", INTERRUPTED, "failed"):
             shown.cell_ended(SimpleNamespace(id=status, label=status), status, "why")
         (bar,) = shown._bars.tasks
         assert (bar.completed, bar.total) == (2, 3)

@@ -231,7 +231,9 @@ def test_cells_that_are_cut_are_no_progress(plan, session, capsys, monkeypatch):
     monkeypatch.setattr(made, "_launch", launch)
     made.run()
     told = capsys.readouterr().err.splitlines()
-    assert [line.endswith("the same command resumes it") for line in told if line.startswith("cut")] == [
+    assert [
+        line.endswith("the same command resumes it") for line in told if line.startswith("interrupted")
+    ] == [
         True,
         True,
     ]

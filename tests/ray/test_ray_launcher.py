@@ -140,7 +140,7 @@ def test_a_cell_that_is_lost_too_often_is_left_to_the_next_run_with_its_students
     told = {e["cell_id"]: e for e in ray.told if e["event"] == "died"}
     assert told[TEACHER]["message"] == "its node died, as in 1 tries before; the same command resumes it"
     assert {e["status"] for e in told.values()} == {"interrupted"}
-    assert told[STUDENT]["message"] == f"its teacher cell {TEACHER[:12]} was cut"
+    assert told[STUDENT]["message"] == f"its teacher cell {TEACHER[:12]} was interrupted"
 
 
 def test_a_record_that_was_written_before_its_node_died_holds(ray):

@@ -46,7 +46,7 @@ def test_a_student_waits_for_all_of_its_teachers():
 
 
 def test_what_becomes_of_students_becomes_of_their_students():
-    for cut, status, told in ((False, "failed", "did not finish"), (True, "interrupted", "was cut")):
+    for cut, status, told in ((False, "failed", "did not finish"), (True, "interrupted", "was interrupted")):
         order = turns(job("a"), job("b", "a"), job("c", "b"), job("d"))
         assert taken(order) == ["a", "d"]
         order.ended("a", False, cut)

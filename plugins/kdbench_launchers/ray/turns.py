@@ -61,7 +61,7 @@ class Turns:
             teacher = next(a for a in job.after if a in self._bad)
             cut = teacher in self._cut
             self.ended(job.cell_id, False, cut)
-            told = f"its teacher cell {teacher[:12]} {'was cut' if cut else 'did not finish'}"
+            told = f"its teacher cell {teacher[:12]} {'was interrupted' if cut else 'did not finish'}"
             yield job, "interrupted" if cut else "failed", told
 
     def clear(self) -> None:
