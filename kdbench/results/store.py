@@ -257,15 +257,15 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False,
         raise RecordError(f"{path}: holds a record already") from error
 
 
-def put_record_aside(folder: Path) -> None:
-    """Move a cell's record to ``previous/result-<n>.json``, under a number that is not taken."""
+def put_record_aside(folder: Path) -> Path:
+    """Move a cell's record to ``previous/result-<n>.json``, under a number that is not taken; returns where."""
     previous = folder / "previous"
     previous.mkdir(exist_ok=True)
     number = len(list(previous.iterdir())) + 1
     while (previous / f"result-{number}.json").exists():
         number += 1
     fence.ask(folder / RESULT)
-    (folder / RESULT).rename(previous / f"result-{number}.json")
+    return (folder / RESULT).rename(previous / f"result-{number}.json")
 
 
 def read_curves(folder: str | Path) -> list[dict[str, Any]]:
