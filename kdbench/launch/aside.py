@@ -11,8 +11,8 @@ from kdbench.results.store import put_record_aside, read_record_dict
 
 
 def put_aside(folder: Path) -> str:
-    """Move a cell's record to ``previous/``; returns where it is, in words."""
-    return f"it is put aside as {put_record_aside(folder)}"
+    """Move a cell's record to ``previous/``; returns in words where in the cell's folder it is."""
+    return f"it is put aside as {put_record_aside(folder).relative_to(folder)}"
 
 
 def set_aside(cell: PlannedCell, *, keep_done: bool) -> list[str]:

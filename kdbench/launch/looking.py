@@ -10,14 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench.errors import KdbenchError, RecordError
+from kdbench.errors import KdbenchError
 from kdbench.launch.apart import apart_each
 from kdbench.launch.planned import PlannedCell
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry, code_digest
 from kdbench.results.artifacts import is_whole
-from kdbench.results.content import refuse_edited
-from kdbench.results.store import RESULT, read_record_dict
+from kdbench.results.store import RESULT, read_own_record
 
 #: Records of one pattern of which the plan remembers what they cost: more make no better forecast.
 MOST_SEEN = 32
@@ -82,14 +81,10 @@ def read_all(folders: Sequence[tuple[str, int]]) -> list[tuple[Any, ...]]:
 
 def facts_of(folder: Path) -> Facts:
     """Return what the folder of a cell says."""
-    path = folder / RESULT
-    if not path.exists():
+    if not (folder / RESULT).exists():
         return Facts("interrupted" if (folder / "checkpoint.safetensors").exists() else "to run")
     try:
-        record = read_record_dict(path)
-        refuse_edited(record, path)
-        if record["cell_id"] != folder.name:
-            raise RecordError(f"{path}: cell_id is that of another cell")
+        record = read_own_record(folder)
     except KdbenchError as e:
         return Facts(None, True, f"its record cannot be read: {e}")
     reason = (record.get("error") or {}).get("message")

@@ -149,7 +149,8 @@ def test_records_that_are_of_no_use_are_told_once(plan, session, capsys):
     why = (
         f"its record cannot be read: {path}: content_sha256 is not the digest of the content: the record was "
     )
-    told = f"note: {kd.label}: {why}edited after it was written; it is put aside as {there}, and the cell runs again"
+    where = "it is put aside as previous/result-1.json, and the cell runs again"
+    told = f"note: {kd.label}: {why}edited after it was written; {where}"
     assert capsys.readouterr().err.splitlines().count(told) == 1
     assert json.loads(there.read_text()) == edited
 
@@ -169,7 +170,7 @@ def test_damaged_record_of_a_cell_that_cannot_be(plan, session, capsys):
     assert json.loads((kd.folder / "result.json").read_text())["status"] == "not_applicable"
     there = kd.folder / "previous" / "result-1.json"
     assert there.read_text() == "{"
-    assert f"; it is put aside as {there}\n" in capsys.readouterr().err
+    assert "; it is put aside as previous/result-1.json\n" in capsys.readouterr().err
 
 
 def test_not_applicable_cells_get_a_record(plan, session):
