@@ -18,6 +18,7 @@ from kdbench.matrix import expand, load_matrix, tune
 from kdbench.matrix import recipe as recipes
 from kdbench.matrix import schema as matrices
 from kdbench.protocol.types import Golden, Opt, Phase, Tap
+from kdbench.results import progress
 from kdbench.results import schema as records
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +115,14 @@ def test_the_records_page_has_every_field(heading):
 
 def test_the_records_page_has_every_status():
     assert tuple(table(sections(ROOT / "docs/reference/records.md")["Statuses"])) == records.STATUSES
+
+
+def test_the_status_page_has_every_state_and_key():
+    page = sections(ROOT / "docs/reference/status.md")
+    assert set(table(page["States"])) == {*progress.OPEN, *records.STATUSES}
+    assert list(table(page["JSON"])) == list(progress.RunStatus("m").as_dict())
+    assert list(table(page["Running"])) == [f.name for f in fields(progress.Running)]
+    assert list(table(page["Failures"])) == [f.name for f in fields(progress.Failed)]
 
 
 def test_the_method_page_has_every_field():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import IO, Any
 
 import click
@@ -43,6 +44,11 @@ def _text(error: click.UsageError) -> str:
     if isinstance(kind, click.Choice):
         given = re.match(r"'(.*?)' is not one of", error.message)
         message += did_you_mean(given[1], map(str, kind.choices)) if given else ""
+    if unknown := re.fullmatch("No such command '(.+)'", message):
+        from kdbench.cli import VERBS
+
+        near = get_close_matches(unknown[1], VERBS, n=1)
+        message += f" (did you mean `kdbench {near[0]}`?)" if near else ""
     message = re.sub(r"\. Did you mean (.*\?)$", r" (did you mean \1)", message)
     path = error.ctx.command_path if error.ctx is not None else "kdbench"
     verb = path.partition(" ")[2]

@@ -122,6 +122,7 @@ def run_matrix(
     Finished cells are skipped and cut ones resumed, so the same command is also how to go on. Exit code 1 when
     a cell is neither done nor not applicable.
     """
+    from kdbench.launch.holding import refuse_held
     from kdbench.launch.mirror import prepare
     from kdbench.launch.notes import BOARD_DUE
     from kdbench.launch.plan import Planner
@@ -136,6 +137,8 @@ def run_matrix(
         registry.get(kind, name)
     loaded = load_matrix(matrix, sets=sets)
     folder = RunFolder(runs / loaded.matrix.name)
+    if not dry_run:
+        refuse_held(folder.path)
 
     def wait() -> None:
         _wait(loaded.matrix.name)
@@ -281,6 +284,8 @@ def _print_plan(plan: Plan, open_cells: list[PlannedCell]) -> None:
     for cell in plan.cells:
         if cell.status == "not_applicable":
             click.echo(f"not applicable: {cell.label}: {cell.reason}")
+        elif cell.damaged:
+            click.echo(f"note: {cell.label}: {cell.reason}; it would be put aside, and the cell run again")
     click.echo(f"{len(open_cells)} cell(s) would run")
 
 

@@ -39,7 +39,8 @@ def status(matrix: str, watch: bool, as_json: bool, every: float, runs: Path) ->
     from kdbench.results.progress import RunWatch
     from kdbench.results.store import RunFolder
 
-    look = RunWatch(RunFolder(_folder(matrix, runs))).look
+    folder = _folder(matrix, runs)
+    look, again = RunWatch(RunFolder(folder)).look, _again(matrix, folder)
     while True:
         seen = look()
         if as_json:
@@ -47,8 +48,12 @@ def status(matrix: str, watch: bool, as_json: bool, every: float, runs: Path) ->
         else:
             if watch:
                 click.clear()
-            _print(seen)
-        if not watch or not (seen.running or seen.parent):
+            _print(seen, again)
+        if not watch:
+            return
+        if seen.idle:
+            why = "nobody works on this run" if seen.unfinished else "all cells are finished"
+            click.echo(f"{seen.name}: {why}: --watch ends", err=True)
             return
         time.sleep(every)
 
@@ -60,26 +65,50 @@ def _folder(matrix: str, runs: Path) -> Path:
     for folder in (runs / matrix, Path(matrix)):
         if (folder / "matrix.json").exists():
             return folder
+    name = Path(matrix).name
     if matrix.endswith((".yaml", ".yml")):
         from kdbench.matrix import load_matrix
 
-        folder = runs / load_matrix(matrix).matrix.name
-        if (folder / "matrix.json").exists():
-            return folder
+        name = load_matrix(matrix).matrix.name
+        if (runs / name / "matrix.json").exists():
+            return runs / name
     known = [p.parent.name for p in runs.glob("*/matrix.json")]
-    raise KdbenchError(f"{runs / Path(matrix).stem}: no run of this matrix{did_you_mean(matrix, known)}")
+    raise KdbenchError(f"{runs / name}: no run of this matrix has begun{did_you_mean(name, known)}")
 
 
-def _print(seen: RunStatus) -> None:
+def _again(matrix: str, folder: Path) -> str:
+    """Return the command that goes on with the run; a run folder does not know the file that it is made of."""
+    import shlex
+
+    from kdbench.cli._matrices import shipped_matrices
+
+    shipped = folder.name in [m.name for m in shipped_matrices()]
+    file = matrix if Path(matrix).is_file() else folder.name if shipped else "MATRIX"
+    runs = [] if folder.parent == Path("runs") else ["--runs", str(folder.parent)]
+    return shlex.join(["kdbench", "run-matrix", file, *runs])
+
+
+def _print(seen: RunStatus, again: str) -> None:
     counts = ", ".join(f"{n} {name}" for name, n in sorted(seen.counts.items()))
     click.echo(f"{seen.name}: {seen.cells} cells: {counts}")
     click.echo(f"run-matrix: {seen.parent or 'not at work'}")
-    if seen.left_s is not None:
-        from datetime import timedelta
-
-        click.echo(f"time left: {timedelta(seconds=round(seen.left_s))}, at the pace of now")
+    click.echo(_outlook(seen, again))
     _list([_row(r) for r in seen.running])
     _list([f"{f.status}: {f.label}: {f.message}" for f in seen.failures])
+
+
+def _outlook(seen: RunStatus, again: str) -> str:
+    """Return what is left, in time where somebody works on it."""
+    if not seen.unfinished:
+        more = f"; `{again} --rerun failed` runs again what failed" if seen.failures else ""
+        return f"all cells are finished{more}"
+    if seen.idle:
+        return f"nobody works on this run, {seen.unfinished} cell(s) are left: `{again}` goes on"
+    if seen.left_s is None:
+        return "time left: unknown before the first cells"
+    from datetime import timedelta
+
+    return f"time left: {timedelta(seconds=round(seen.left_s))}, at the pace of now"
 
 
 def _row(cell: Any) -> str:

@@ -23,7 +23,7 @@ from kdbench.engine.loop import Interrupted, Loop, Progress
 from kdbench.engine.seeds import seed_everything
 from kdbench.engine.sharing import Alone
 from kdbench.engine.teacher_cache import TeacherCache
-from kdbench.engine.teachers import doubts, load_cell_weights, load_checkpoint, route_loaders, route_path
+from kdbench.engine.teachers import doubts, load_cell_weights, load_checkpoint, route_loaders
 from kdbench.errors import KdbenchError
 from kdbench.matrix.identity import derive_seed
 from kdbench.matrix.route import route_epochs
@@ -32,6 +32,7 @@ from kdbench.measure.operations import macs, parameters
 from kdbench.measure.throughput import measure
 from kdbench.protocol.method import Method
 from kdbench.registry import Registry, code_digest
+from kdbench.results.artifacts import MODEL, route_path
 from kdbench.results.confusion import MAX_CLASSES, write_confusion
 from kdbench.results.schema import Cost, Deployable, Plugin, Record, TeacherRef
 from kdbench.results.store import atomic_write_bytes, put_record_aside, read_record_dict, write_record
@@ -49,6 +50,9 @@ class Hooks:
     def should_stop(self) -> bool:
         """Polled after every step."""
         return False
+
+    def note(self, text: str) -> None:
+        """Something happened that people should know of."""
 
     def fence(self) -> None:
         """Before anything is kept: raises where another process has taken the cell over."""
@@ -122,6 +126,7 @@ class CellTrainer:
                 should_stop=self.hooks.should_stop,
                 gate=self.hooks.gate,
                 wanted=self.hooks.wanted,
+                note=self.hooks.note,
                 keep=lambda epochs: self._keep_files(run, epochs),
                 clock=clock,
                 group=self.sharing.group,
@@ -327,7 +332,7 @@ class CellTrainer:
         A cell that was done already and ran again only for its route or lost weights keeps its record, unless
         the weights came out different (another device): then old record and new weights would contradict.
         """
-        path, model = self.folder / "result.json", self.folder / "model.safetensors"
+        path, model = self.folder / "result.json", self.folder / MODEL
         self.hooks.fence()
         before = read_record_dict(path) if path.exists() else None
         if before is not None and before["status"] == "done":

@@ -38,6 +38,7 @@ class Loop:
         should_stop: polled after every step; true ends the run with :class:`Interrupted`.
         gate: called before each epoch; may wait (for another process that measures alone).
         wanted: polled after every step; true stops the clock and calls `gate` before the next one.
+        note: told of a checkpoint that was put aside.
         group: the processes that train the cell; None where this one does alone.
         keep: called with (number of epochs done over the run) after each epoch; saves route checkpoints.
         clock: gives the time in seconds.
@@ -54,6 +55,7 @@ class Loop:
         should_stop: Callable[[], bool] = lambda: False,
         gate: Callable[[], None] = lambda: None,
         wanted: Callable[[], bool] = lambda: False,
+        note: Callable[[str], None] = lambda text: None,
         keep: Callable[[int], None] = lambda epochs: None,
         clock: Clock | None = None,
         group: Group | None = None,
@@ -61,7 +63,7 @@ class Loop:
         self._group = group
         self.run, self.method, self.path = run, method, folder / "checkpoint.safetensors"
         self._evaluate, self._on_epoch, self._should_stop = evaluate, on_epoch, should_stop
-        self._gate, self._wanted, self._keep = gate, wanted, keep
+        self._gate, self._wanted, self._note, self._keep = gate, wanted, note, keep
         self._clock = clock or Clock()
         self.phases = checked(method.phases(run))
         self.epochs = epochs_of(self.phases, run.recipe.epochs)
@@ -353,9 +355,10 @@ class Loop:
             return None
         try:
             state = load_state(self.path)
-        except KdbenchError:
+        except KdbenchError as e:
             # a damaged checkpoint costs the epochs it held, never the cell
-            self.path.rename(self.path.with_suffix(".damaged"))
+            aside = self.path.rename(self.path.with_suffix(".damaged"))
+            self._note(f"{e}; it is put aside as {aside.name}, and the cell begins anew")
             return None
         for key, value in state["progress"].items():
             setattr(self.at, key, value)

@@ -16,6 +16,7 @@ from kdbench.engine.cellspec import TeacherSource
 from kdbench.engine.normalise import Normalisation, config, of_weights
 from kdbench.errors import KdbenchError
 from kdbench.protocol.types import DataInfo, NotApplicable
+from kdbench.results.artifacts import MODEL, route_path
 from kdbench.results.store import read_record_dict
 
 
@@ -31,7 +32,7 @@ def load_cell_weights(net: nn.Module, folder: Path) -> dict[str, Any]:
     record = read_record_dict(folder / "result.json")
     if record["status"] != "done":
         raise KdbenchError(f"teacher cell {record['cell_id'][:12]} is {record['status']}, not done")
-    path = folder / "model.safetensors"
+    path = folder / MODEL
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != record.get("weights_sha256"):
         raise KdbenchError(
@@ -163,11 +164,6 @@ def route_loaders(folder: Path, epochs: list[int]) -> list[Callable[[], Mapping[
     if missing:
         raise KdbenchError(f"{missing[0]}: the teacher's route was not kept; rerun its cell")
     return [lambda p=p: _tensors(_read(p), p) for p in paths]  # type: ignore[misc]
-
-
-def route_path(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint after `epoch` epochs is kept."""
-    return folder / "route" / f"epoch-{epoch:04d}.safetensors"
 
 
 def _tensors(data: bytes, path: Path) -> dict[str, Tensor]:

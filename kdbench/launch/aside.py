@@ -10,22 +10,28 @@ from kdbench.launch.planned import PlannedCell
 from kdbench.results.store import put_record_aside, read_record_dict
 
 
-def put_aside(folder: Path) -> None:
-    """Move the cell's record to ``previous/``."""
-    put_record_aside(folder)
+def put_aside(folder: Path) -> str:
+    """Move a cell's record to ``previous/``; returns in words where in the cell's folder it is."""
+    return f"it is put aside as {put_record_aside(folder).relative_to(folder)}"
 
 
-def set_aside(cell: PlannedCell, *, keep_done: bool) -> None:
-    """Make way for a cell that runs again; with `keep_done` a finished one keeps its record."""
-    path = cell.folder / "result.json"
+def set_aside(cell: PlannedCell, *, keep_done: bool) -> list[str]:
+    """Make way for a cell that runs again; with `keep_done` a finished one keeps its record.
+
+    Returns a line on what nobody asked to have moved: a record that is of no use.
+    """
+    path, told = cell.folder / "result.json", []
     if path.exists():
         done = False
         with contextlib.suppress(RecordError):
             done = read_record_dict(path)["status"] == "done"
         if done and keep_done:
-            return
-        put_aside(cell.folder)
+            return []
+        there = put_aside(cell.folder)
+        if cell.damaged:
+            told.append(f"note: {cell.label}: {cell.reason}; {there}, and the cell runs again")
     # a cell that was killed or ran out of memory or time goes on where it was; a result that is made anew,
     # or that failed by its own code, starts from nothing
     if cell.status in ("done", "failed", "diverged"):
         (cell.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    return told

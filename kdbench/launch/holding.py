@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kdbench.errors import KdbenchError
 from kdbench.results import fence
-from kdbench.results.holder import alive
+from kdbench.results.artifacts import is_whole
+from kdbench.results.holder import Holder, alive, newest_holder
 from kdbench.results.lease import Lease, LeaseLost
 from kdbench.results.store import RESULT, read_record_dict, remove_unfinished
 
@@ -78,6 +79,16 @@ def hold(folder: Path, stop: Callable[[], bool], patience_s: float = math.inf) -
     return lease
 
 
+def refuse_held(folder: Path) -> None:
+    """Raise KdbenchError where a process that surely lives has the lease of a run folder; nothing is taken.
+
+    For before a plan is made, which may take a while. Of a process on another machine :func:`hold_run` finds out.
+    """
+    with contextlib.suppress(OSError):  # told of where the folder is written
+        if (holder := newest_holder(folder)) is not None and alive(holder):
+            raise _held(folder, holder)
+
+
 def hold_run(folder: Path) -> Lease:
     """Take the lease of a run folder. Raises KdbenchError where another process has it, OSError."""
     lease = Lease(folder)
@@ -85,8 +96,12 @@ def hold_run(folder: Path) -> Lease:
         text = f"{folder}: waiting for a sign of life of {holder}, at most {holder.expiry_s:g} s"
         print(text, file=sys.stderr, flush=True)
     if not lease.settle():
-        raise KdbenchError(f"{folder}: another kdbench is running this matrix ({lease.holder()})")
+        raise _held(folder, lease.holder())
     return lease
+
+
+def _held(folder: Path, holder: Holder | None) -> KdbenchError:
+    return KdbenchError(f"{folder}: another kdbench is running this matrix ({holder})")
 
 
 def lost(lease: Lease | None, error: BaseException) -> bool:
@@ -122,10 +137,8 @@ def _done(folder: Path) -> bool:
 
 
 def _whole(folder: Path) -> bool:
-    """Return whether a finished cell has the files that others wait for."""
+    """Return whether a finished cell has the files that its ``cell.json`` asks for."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         cell = json.loads((folder / "cell.json").read_bytes())
-        route = [f"route/epoch-{e:04d}.safetensors" for e in cell.get("keep_epochs") or ()]
-        wanted = ["model.safetensors", *route] if route or cell["labels"]["role"] == "teacher" else []
-        return all((folder / name).exists() for name in wanted)
+        return is_whole(folder, cell["labels"]["role"], cell.get("keep_epochs") or ())
     return False

@@ -13,7 +13,6 @@ from typing import Any
 
 from kdbench.errors import KdbenchError
 from kdbench.hooks import Job
-from kdbench.launch.aside import put_aside
 from kdbench.launch.failure import log_tail
 from kdbench.launch.gang_worker import gang_child
 from kdbench.launch.gangs import gang_of
@@ -24,7 +23,7 @@ from kdbench.launch.peers import PROCESSES
 from kdbench.launch.schedule import Cost, Order
 from kdbench.launch.server import context
 from kdbench.launch.worker import FAILED, NO_SPACE, child
-from kdbench.results.store import read_record_dict
+from kdbench.results.store import put_record_aside, read_record_dict
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -292,7 +291,7 @@ def _set_aside(worker: _Worker, report: Report) -> list[Job]:
     """Put the record of a starved cell aside, so that the cell runs again; returns its job."""
     _bury(worker)
     job = worker.job
-    put_aside(job.folder)
+    put_record_aside(job.folder)
     message = "out of memory beside another cell on its GPU; it goes on with fewer beside it"
     report({"event": "released", "cell_id": job.cell_id, "message": message})
     return [job]

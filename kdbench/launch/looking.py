@@ -10,13 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdbench.errors import KdbenchError, RecordError
+from kdbench.errors import KdbenchError
 from kdbench.launch.apart import apart_each
 from kdbench.launch.planned import PlannedCell
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry, code_digest
-from kdbench.results.content import refuse_edited
-from kdbench.results.store import RESULT, read_record_dict
+from kdbench.results.artifacts import is_whole
+from kdbench.results.store import RESULT, read_own_record
 
 #: Records of one pattern of which the plan remembers what they cost: more make no better forecast.
 MOST_SEEN = 32
@@ -81,16 +81,12 @@ def read_all(folders: Sequence[tuple[str, int]]) -> list[tuple[Any, ...]]:
 
 def facts_of(folder: Path) -> Facts:
     """Return what the folder of a cell says."""
-    path = folder / RESULT
-    if not path.exists():
+    if not (folder / RESULT).exists():
         return Facts("interrupted" if (folder / "checkpoint.safetensors").exists() else "to run")
     try:
-        record = read_record_dict(path)
-        refuse_edited(record, path)
-        if record["cell_id"] != folder.name:
-            raise RecordError(f"{path}: cell_id is that of another cell")
+        record = read_own_record(folder)
     except KdbenchError as e:
-        return Facts(None, True, f"its record cannot be read and is set aside: {e}")
+        return Facts(None, True, f"its record cannot be read: {e}")
     reason = (record.get("error") or {}).get("message")
     code = ((record.get("plugins") or {}).get("method") or {}).get("code")
     # one text each for what thousands of records have in common
@@ -111,7 +107,8 @@ def _take(cell: PlannedCell, facts: Facts, registry: Registry) -> None:
         cell.seen = facts.seen
     now = code_digest(registry.get("methods", pattern.file.method).entry.target)
     cell.stale = bool(facts.code) and now is not None and facts.code != now
-    if cell.status == "done" and not _has_artifacts(cell):
+    kept = (cell.own or {}).get("keep_epochs", ())
+    if cell.status == "done" and not is_whole(cell.folder, pattern.spec.role, kept):
         cell.status, cell.reason = "to run", "its weights or route are needed again"
 
 
@@ -123,12 +120,3 @@ def costs(record: Mapping[str, Any]) -> dict[str, Any]:
         began, ended = (datetime.fromisoformat(record[key]) for key in ("started_at", "finished_at"))
         seen["elapsed_s"] = (ended - began).total_seconds()
     return seen
-
-
-def _has_artifacts(cell: PlannedCell) -> bool:
-    kept = (cell.own or {}).get("keep_epochs", [])
-    if cell.pattern.spec.role != "teacher" and not kept:
-        return True
-    route = cell.folder / "route"
-    names = [route / f"epoch-{e:04d}.safetensors" for e in kept]
-    return all(p.exists() for p in [cell.folder / "model.safetensors", *names])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kdbench.errors import RecordError
+from kdbench.launch.aside import put_aside
 from kdbench.launch.failure import failure_record
 from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Plan
@@ -39,20 +41,28 @@ def matrix_facts(plan: Plan) -> dict[str, Any]:
     return {"name": matrix.name, "protocol": PROTOCOL, "title": matrix.title, "cells": Facts(plan.cells)}
 
 
-def note_not_applicable(plan: Plan, mirrors: Mirrors) -> None:
-    """Leave a record of cells that cannot be, so that a board shows them with the reason. Raises OSError."""
+def note_not_applicable(plan: Plan, mirrors: Mirrors) -> list[str]:
+    """Leave a record of cells that cannot be, so that a board shows them with the reason. Raises OSError.
+
+    Returns a line on each record that was there and cannot be read.
+    """
+    told = []
     for cell in plan.cells:
         if cell.status != "not_applicable":
             continue
         path = cell.folder / "result.json"
-        if path.exists() and read_record_dict(path)["status"] == "not_applicable":
-            continue
+        try:
+            if path.exists() and read_record_dict(path)["status"] == "not_applicable":
+                continue
+        except RecordError as e:
+            told.append(f"note: {cell.label}: its record cannot be read: {e}; {put_aside(cell.folder)}")
         content = cell.file.model_dump(mode="json")
         record = failure_record(content, "not_applicable", cell.reason or "", type_="NotApplicable")
         cell.folder.mkdir(parents=True, exist_ok=True)
         atomic_write_json(cell.folder / "cell.json", content)
         write_record(cell.folder, record)
         mirrors.write(cell.folder)
+    return told
 
 
 def annotate(plan: Plan, mirrors: Mirrors) -> None:

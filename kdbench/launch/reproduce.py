@@ -18,10 +18,9 @@ from kdbench.launch.resolve import Resolver
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.matrix.route import route_epochs
 from kdbench.registry import Registry
+from kdbench.results.artifacts import MODEL
 from kdbench.results.schema import Record
 from kdbench.results.store import RESULT, RunFolder, atomic_write_json, read_record
-
-MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True)

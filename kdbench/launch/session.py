@@ -123,7 +123,7 @@ class Session:
             jobs = [self._prepare(c, device, chosen) for c in cells]
             self._arrange(jobs, gpus, self._launcher)  # for the time that it will take
             self._mirrors.open(matrix_facts(self._plan), self._options.tracking_uri)
-            note_not_applicable(self._plan, self._mirrors)
+            self._tell(note_not_applicable(self._plan, self._mirrors))
             self._fire("kdbench_matrix_started", plan=matrix_facts(self._plan))
             if self._outlook.forecast.knows:
                 self._tell([self._expected()])
@@ -171,7 +171,7 @@ class Session:
         job = self._job(cell, device, chosen)
         cell.folder.mkdir(parents=True, exist_ok=True)
         if cell.status not in OPEN or (cell.folder / "result.json").exists():
-            set_aside(cell, keep_done=cell.status in OPEN and not cell.damaged)
+            self._tell(set_aside(cell, keep_done=cell.status in OPEN and not cell.damaged))
         # what is lost with the machine's power is written again by the next plan
         text = cell.file.model_dump_json(indent=2)
         atomic_write_bytes(cell.folder / "cell.json", text.encode(), durable=False)
@@ -322,7 +322,8 @@ class Session:
     def _on_event(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "note":
-            self._progress.note(event["message"])
+            about = self._cells.get(event.get("cell_id", ""))
+            self._progress.note(f"note: {about.label}: {event['message']}" if about else event["message"])
             return
         if kind == "found" and event["cell_id"] not in self._cells:
             return  # of cells that the matrix has no more

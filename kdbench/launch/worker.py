@@ -239,6 +239,10 @@ class WorkerHooks:
         told = {"event": "epoch", "cell_id": self._cell_id, "row": row}
         self._report(told if (gpu := gpu_state(self._device)) is None else {**told, "gpu": gpu})
 
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        self._report({"event": "note", "cell_id": self._cell_id, "message": text})
+
     def should_stop(self) -> bool:
         if self._lease is not None and self._lease.lost:
             self._lease.check()

@@ -14,11 +14,15 @@ from typing import Any
 
 from kdbench.errors import RecordError
 from kdbench.results.holder import Holder, alive, newest_holder
-from kdbench.results.store import CURVES, RESULT, RunFolder, atomic_write_bytes, read_record_dict
+from kdbench.results.store import CURVES, RESULT, RunFolder, atomic_write_bytes, read_own_record
 
 #: Lists the cells of the latest plan, each with the number of its pattern: cells of one differ in their seed only.
 PLAN = "plan.txt"
 _LINE = re.compile(r"([0-9a-f]{64}) (\d{1,9})\Z")
+#: Words for the state of a cell without a record that can be used; of the others it is the record's status.
+TO_RUN, RUNNING, INTERRUPTED, UNREADABLE = "to run", "running", "interrupted", "unreadable"
+#: States of cells that are not finished: ``run-matrix`` takes them up.
+OPEN = (TO_RUN, RUNNING, INTERRUPTED, UNREADABLE)
 #: Bytes at the end of the curves in which the latest row is looked for.
 _TAIL = 64 * 1024
 
@@ -39,7 +43,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Failed:
-    """A cell whose record is not of a finished one."""
+    """A cell that has begun and is neither done, nor running, nor not applicable."""
 
     cell_id: str
     status: str
@@ -61,6 +65,16 @@ class RunStatus:
     @property
     def cells(self) -> int:
         return sum(self.counts.values())
+
+    @property
+    def unfinished(self) -> int:
+        """How many cells are not finished, those that run included."""
+        return sum(self.counts[state] for state in OPEN)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is at work."""
+        return not (self.running or self.parent)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as ``kdbench status --json`` prints it."""
@@ -89,6 +103,7 @@ class RunWatch:
         #: by cell id: the record's time and size, and what it says
         self._known: dict[str, tuple[tuple[int, int], str, float | None]] = {}
         self._failed: dict[str, Failed] = {}
+        self._labels: dict[str, str] = {}
 
     def look(self) -> RunStatus:
         """Return how far the run is. Raises RecordError where there is none."""
@@ -103,9 +118,10 @@ class RunWatch:
             out.counts[status] += 1
             if took is not None:
                 seconds[pattern].append(took)
-            if status in ("to run", "interrupted", "running"):
+            if status in OPEN:
                 left[pattern] += 1
-        out.failures = [self._failed[c] for c in sorted(self._failed)]
+        # what was only cut comes last: a list that is shown may be short
+        out.failures = sorted(self._failed.values(), key=lambda f: (f.status == INTERRUPTED, f.cell_id))
         holder = newest_holder(run.path)
         if holder is not None and alive(holder) is not False:
             out.parent = f"{holder.host or 'unknown host'}, process {holder.pid}"
@@ -131,11 +147,16 @@ class RunWatch:
             if holder is not None and alive(holder) is not False:
                 out.running.append(_running(folder, cell_id, holder))
                 self._failed.pop(cell_id, None)
-                return "running", None
+                return RUNNING, None
         if RESULT in names:
             return self._record(folder, cell_id)
+        if "checkpoint.safetensors" in names:
+            self._failed[cell_id] = Failed(
+                cell_id, INTERRUPTED, self._label(folder, cell_id), "has a checkpoint"
+            )
+            return INTERRUPTED, None
         self._failed.pop(cell_id, None)
-        return ("interrupted" if "checkpoint.safetensors" in names else "to run"), None
+        return TO_RUN, None
 
     def _record(self, folder: Path, cell_id: str) -> tuple[str, float | None]:
         path = folder / RESULT
@@ -144,10 +165,10 @@ class RunWatch:
             stamp = stat.st_mtime_ns, stat.st_size
             if cell_id in self._known and self._known[cell_id][0] == stamp:
                 return self._known[cell_id][1:]
-            record = read_record_dict(path)
+            record = read_own_record(folder)
         except (OSError, RecordError) as error:
-            self._failed[cell_id] = Failed(cell_id, "unreadable", cell_id[:12], str(error))
-            return "unreadable", None
+            self._failed[cell_id] = Failed(cell_id, UNREADABLE, self._label(folder, cell_id), str(error))
+            return UNREADABLE, None
         status, took = record["status"], None
         self._failed.pop(cell_id, None)
         if status == "done":
@@ -159,6 +180,12 @@ class RunWatch:
             self._failed[cell_id] = Failed(cell_id, status, label, message[0][:300] if message else "")
         self._known[cell_id] = stamp, status, took
         return status, took
+
+    def _label(self, folder: Path, cell_id: str) -> str:
+        """Return the label of a cell without a record; its file is read once."""
+        if cell_id not in self._labels:
+            self._labels[cell_id] = _label(_json(folder / "cell.json").get("labels") or {})
+        return self._labels[cell_id]
 
 
 def _running(folder: Path, cell_id: str, holder: Holder) -> Running:

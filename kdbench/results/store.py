@@ -231,6 +231,19 @@ def read_record_dict(path: str | Path) -> dict[str, Any]:
     return obj
 
 
+def read_own_record(folder: Path) -> dict[str, Any]:
+    """Read the record in a cell's folder with a light check, and whether it is that cell's and as it was written.
+
+    Raises RecordError.
+    """
+    path = folder / RESULT
+    record = read_record_dict(path)
+    refuse_edited(record, path)
+    if record["cell_id"] != folder.name:
+        raise RecordError(f"{path}: cell_id is that of another cell")
+    return record
+
+
 def write_record(folder: str | Path, record: Record, *, overwrite: bool = False, new: bool = False) -> None:
     """Write ``result.json`` into a cell's folder, which is made if needed; `record` gets its digest.
 
@@ -257,15 +270,15 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False,
         raise RecordError(f"{path}: holds a record already") from error
 
 
-def put_record_aside(folder: Path) -> None:
-    """Move a cell's record to ``previous/result-<n>.json``, under a number that is not taken."""
+def put_record_aside(folder: Path) -> Path:
+    """Move a cell's record to ``previous/result-<n>.json``, under a number that is not taken; returns where."""
     previous = folder / "previous"
     previous.mkdir(exist_ok=True)
     number = len(list(previous.iterdir())) + 1
     while (previous / f"result-{number}.json").exists():
         number += 1
     fence.ask(folder / RESULT)
-    (folder / RESULT).rename(previous / f"result-{number}.json")
+    return (folder / RESULT).rename(previous / f"result-{number}.json")
 
 
 def read_curves(folder: str | Path) -> list[dict[str, Any]]:

@@ -449,6 +449,7 @@ class TestCommand:
             (["run-matrix", "m.yaml", "--workers", "0"], "run-matrix: .*--workers.*0 is not in the range"),
             (["--frob"], "No such option.*--frob.*; see `kdbench --help`"),
             (["lst"], "no such verb 'lst'"),
+            (["leaderboard", "sumbit"], r"leaderboard: No such .* \(did you mean `kdbench submit`\?\); see "),
         ],
     )
     def test_misuse_is_one_line(self, arguments, line):

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from commands import Command, by_variant, done_files, error_line, records
 from matrices import DIGITS, STUDENT, TEACHER, write_matrix
 from PIL import Image
 
 from kdbench.cli import main
 from kdbench.measure.cores import cores
+from kdbench.results.lease import Lease
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +295,16 @@ def test_dry_run_counts(finished, tmp_path):
     assert done_files(folder / "runs" / "bad") == kept
 
 
+def test_a_run_that_another_process_has_is_refused_before_planning(refused, finished, monkeypatch):
+    lease = Lease(finished[0] / "runs" / "bad")
+    assert lease.take()
+    monkeypatch.setattr("kdbench.launch.plan.Planner.plan", lambda *_: pytest.fail("a plan was made"))
+    told = "runs/bad: another kdbench is running this matrix (process"
+    assert told in refused(methods=["vanilla"])
+    monkeypatch.undo()
+    lease.close()
+
+
 def test_other_limits_are_other_cells(finished, tmp_path):
     path = write_matrix(
         tmp_path / "bad.yaml", name="bad", methods=["vanilla"], datasets=[{**DIGITS, "limit_test": 32}]
@@ -301,14 +313,19 @@ def test_other_limits_are_other_cells(finished, tmp_path):
     assert "1 cell(s) would run" in plan.stdout
 
 
-def test_damaged_record_is_set_aside(finished, tmp_path):
+def test_damaged_record_is_set_aside(finished, tmp_path, monkeypatch):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     (record,) = folder.glob("runs/bad/cells/*/result.json")
     record.write_text("{broken")
     path = write_matrix(tmp_path / "bad.yaml", name="bad", methods=["vanilla"])
+    monkeypatch.chdir(folder)
+    dry = CliRunner().invoke(main, ["run-matrix", str(path), "--dry-run"])
+    assert re.search("^note: vanilla .*: not JSON: .*; it would be put aside", dry.stdout, re.M)
     done = Command(folder).run(path)
     assert done.returncode == 0, done.stdout + done.stderr
+    told = "its record cannot be read: runs/bad/cells/.*: not JSON: .*; it is put aside as previous/"
+    assert len(re.findall(f"^note: vanilla .*: {told}", done.stderr, re.M)) == 1
     (new,) = records(folder / "runs" / "bad").values()
     (old,) = [json.loads(data) for data in finished[1].values()]
     assert new["weights_sha256"] == old["weights_sha256"]

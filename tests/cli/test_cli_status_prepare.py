@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from factories import make_record
+from factories import make_record, signed
 from matrices import write_matrix
 
 from kdbench.cli import main
@@ -28,6 +28,7 @@ def run(tmp_path: Path) -> RunFolder:
     cut = run.cell(IDS[4])
     cut.mkdir()
     (cut / "checkpoint.safetensors").touch()
+    (cut / "cell.json").write_text(json.dumps({"labels": make_record(method="dkd", seed=4)["labels"]}))
     running = run.cell(IDS[5])
     running.mkdir()
     labels = make_record(method="kd", seed=5)["labels"]
@@ -66,7 +67,7 @@ def test_counts_running_cells_and_failures(run):
     }
     (one,) = found["running"]
     assert (one["pid"], one["epoch"], one["epochs"], one["silent"]) == (os.getpid(), 2, 4, False)
-    assert [f["status"] for f in found["failures"]] == ["failed"]
+    assert [f["status"] for f in found["failures"]] == ["failed", "interrupted"]
     assert found["parent"] is None
     # patterns: 10 s for even cells, 20 s for odd ones; two of each are left, and one of 15 s is half done
     assert found["left_s"] == pytest.approx(2 * 10 + 2 * 20 - 7.5)
@@ -83,7 +84,53 @@ def test_text(run):
     )
     assert f"process {os.getpid()}" in text
     assert "epoch 2/4 on" in text
+    assert "\ntime left: 0:00:" in text
     assert "failed: " in text
+    cut = "dkd | timm:test_resnet -> timm:test_efficientnet | digits | seed 4"
+    assert text.endswith(f"\ninterrupted: {cut}: has a checkpoint\n")
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_what_is_left_of_a_run_that_nobody_works_on(run, tmp_path, by_file):
+    file = write_matrix(tmp_path / "m.yaml", name="tiny") if by_file else "tiny"
+    done = CliRunner().invoke(main, ["status", str(file), "--runs", str(run.path.parent), "--watch"])
+    command = f"kdbench run-matrix {file if by_file else 'MATRIX'} --runs {run.path.parent}"
+    assert f"\nnobody works on this run, 4 cell(s) are left: `{command}` goes on\n" in done.stdout
+    assert "time left" not in done.stdout
+    assert done.stderr == "tiny: nobody works on this run: --watch ends\n"
+
+
+def test_a_run_with_nothing_left(run):
+    for cell_id in IDS[4:]:
+        put(run, cell_id, "done")
+    done = status(run, "--watch")
+    assert "\nall cells are finished; `kdbench run-matrix MATRIX" in done.stdout
+    assert "--rerun failed` runs again what failed\n" in done.stdout
+    assert "time left" not in done.stdout
+    assert done.stderr == "tiny: all cells are finished: --watch ends\n"
+
+
+def test_the_command_that_goes_on_with_a_shipped_matrix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = RunFolder("runs/quickstart")
+    quick.write_matrix({"name": "quickstart"})
+    write_plan(quick, [(IDS[0], 0)])
+    done = CliRunner().invoke(main, ["status", "quickstart"])
+    assert "1 cell(s) are left: `kdbench run-matrix quickstart` goes on\n" in done.stdout
+
+
+def test_records_that_are_not_as_they_were_written_are_no_results(run):
+    path = run.cell(IDS[0]) / "result.json"
+    path.write_text(json.dumps({**signed(json.loads(path.read_text())), "warnings": ["another"]}))
+    put(run, IDS[1], "done")
+    other = run.cell(IDS[1]) / "result.json"
+    other.write_text(json.dumps(make_record(cell_id=IDS[0])))
+    found = json.loads(status(run, "--json").stdout)
+    assert found["counts"].get("done", 0) == 0
+    assert found["counts"]["unreadable"] == 2
+    told = [f["message"] for f in found["failures"] if f["status"] == "unreadable"]
+    assert "the record was edited after it was written" in told[0]
+    assert "cell_id is that of another cell" in told[1]
 
 
 def test_dead_holder_does_not_run(run):
@@ -109,7 +156,7 @@ def test_watching_sees_changes_and_ends(run):
     (run.cell(IDS[3]) / "result.json").write_text("{")
     seen = watch.look()
     assert (seen.counts["failed"], seen.counts["done"], seen.counts["unreadable"]) == (0, 3, 1)
-    assert [f.status for f in seen.failures] == ["unreadable"]
+    assert [f.status for f in seen.failures] == ["unreadable", "interrupted"]
     assert status(run, "--watch", "--json").exit_code == 0  # nobody works on it
 
 
@@ -124,7 +171,7 @@ def test_run_without_a_plan_and_unknown_runs(run):
     assert json.loads(status(run, "--json").stdout)["cells"] == 6
     found = CliRunner().invoke(main, ["status", "tidy", "--runs", str(run.path.parent)])
     assert found.exit_code == 2
-    assert "no run of this matrix (did you mean 'tiny'?)" in found.stderr
+    assert "no run of this matrix has begun (did you mean 'tiny'?)" in found.stderr
 
 
 def test_prepare_trains_a_step_of_each_method(tmp_path, monkeypatch):

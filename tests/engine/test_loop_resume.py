@@ -167,10 +167,14 @@ def test_damaged_checkpoint_is_set_aside(
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "noise": bytes(range(256)) * 9}[damage])
     broken = path.read_bytes()
-    run, method, loop = start(Toy, folder=folder, epochs=4)
+    told: list[str] = []
+    run, method, loop = start(Toy, folder=folder, epochs=4, options={"note": told.append})
     at = loop.train()
     assert (folder / "checkpoint.damaged").read_bytes() == broken
     assert_same(outcome(run, method, at), undisturbed)
+    (line,) = told
+    assert line.startswith(f"{path}: not a usable checkpoint (")
+    assert line.endswith("; it is put aside as checkpoint.damaged, and the cell begins anew")
 
 
 class Bomb:

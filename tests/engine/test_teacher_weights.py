@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdbench.engine.checkpoint import weights_bytes
-from kdbench.engine.teachers import load_cell_weights, load_checkpoint, route_loaders, route_path, unwrap
+from kdbench.engine.teachers import load_cell_weights, load_checkpoint, route_loaders, unwrap
 from kdbench.errors import KdbenchError
+from kdbench.results.artifacts import route_path
 
 
 def net(seed: int = 0, classes: int = 2) -> nn.Module:

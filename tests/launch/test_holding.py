@@ -18,7 +18,7 @@ from gang_world import World, importable, install
 
 from kdbench.errors import KdbenchError
 from kdbench.launch.gang_worker import run_gang
-from kdbench.launch.holding import DONE, INTERRUPTED, Busy, hold, hold_run
+from kdbench.launch.holding import DONE, INTERRUPTED, Busy, hold, hold_run, refuse_held
 from kdbench.launch.worker import run_folder
 from kdbench.results import fence, holder
 from kdbench.results import lease as leases
@@ -235,6 +235,18 @@ def test_run_folder_has_one_parent(tmp_path: Path) -> None:
     told = rf"another kdbench is running this matrix \(process {os.getpid()} on .*\)"
     with pytest.raises(KdbenchError, match=told):
         hold_run(tmp_path)
+    lease.close()
+
+
+def test_a_run_that_is_held_is_refused_before_planning_where_the_holder_surely_lives(tmp_path: Path) -> None:
+    refuse_held(tmp_path / "nowhere")
+    with Path(tmp_path / ".lease-1").open("w") as file:
+        json.dump({"token": "other", "host": "node7", "pid": 12}, file)
+    refuse_held(tmp_path)  # of another machine: who takes the lease waits for a sign of life
+    (tmp_path / ".lease-1").unlink()
+    lease = hold_run(tmp_path)
+    with pytest.raises(KdbenchError, match=r"another kdbench is running this matrix \(process \d+ on .*\)"):
+        refuse_held(tmp_path)
     lease.close()
 
 

@@ -5,7 +5,7 @@ import re
 import signal
 
 import pytest
-from factories import make_record
+from factories import make_record, signed
 from matrices import write_matrix
 
 from kdbench.errors import KdbenchError
@@ -137,6 +137,40 @@ def test_earlier_results_are_put_aside(plan, session):
     session(rerun="failed").run()
     assert len(list((kd.folder / "previous").iterdir())) == 2
     assert (kd.folder / "checkpoint.safetensors").exists()  # cut from outside: goes on
+
+
+def test_records_that_are_of_no_use_are_told_once(plan, session, capsys):
+    kd = plan.cells[2]
+    put(kd, "done")
+    path, there = kd.folder / "result.json", kd.folder / "previous" / "result-1.json"
+    edited = {**signed(json.loads(path.read_text())), "status": "failed"}
+    path.write_text(json.dumps(edited))
+    session().run()
+    why = (
+        f"its record cannot be read: {path}: content_sha256 is not the digest of the content: the record was "
+    )
+    where = "it is put aside as previous/result-1.json, and the cell runs again"
+    told = f"note: {kd.label}: {why}edited after it was written; {where}"
+    assert capsys.readouterr().err.splitlines().count(told) == 1
+    assert json.loads(there.read_text()) == edited
+
+
+def test_a_note_about_a_cell_names_it(plan, session, capsys):
+    kd = plan.cells[2]
+    session()._on_event({"event": "note", "cell_id": kd.id, "message": "something"})
+    assert capsys.readouterr().err == f"note: {kd.label}: something\n"
+
+
+def test_damaged_record_of_a_cell_that_cannot_be(plan, session, capsys):
+    kd = plan.cells[2]
+    kd.status, kd.reason = "not_applicable", "needs what is not there"
+    kd.folder.mkdir(parents=True)
+    (kd.folder / "result.json").write_text("{")
+    session().run()
+    assert json.loads((kd.folder / "result.json").read_text())["status"] == "not_applicable"
+    there = kd.folder / "previous" / "result-1.json"
+    assert there.read_text() == "{"
+    assert "; it is put aside as previous/result-1.json\n" in capsys.readouterr().err
 
 
 def test_not_applicable_cells_get_a_record(plan, session):
