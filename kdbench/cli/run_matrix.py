@@ -119,8 +119,8 @@ def run_matrix(
 ) -> None:
     """Run MATRIX, a file or the name of a shipped matrix.
 
-    Finished cells are skipped and cut ones resumed, so the same command is also how to go on. Exit code 1 when
-    a cell is neither done nor not applicable.
+    Finished cells are skipped and interrupted ones resumed, so the same command is also how to go on. Exit code
+    1 when a cell is neither done nor not applicable.
     """
     from kdbench.launch.holding import refuse_held
     from kdbench.launch.mirror import prepare

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kdbench.errors import KdbenchError
+from kdbench.measure.memory import out_of_memory
 from kdbench.results.store import atomic_write_bytes
 
 
@@ -71,7 +72,10 @@ def _crc32(tensors: Mapping[str, Tensor]) -> str:
 
 
 def load_state(path: Path) -> Any:
-    """Read what :func:`save_state` wrote. Raises KdbenchError naming a file that is not a whole checkpoint."""
+    """Read what :func:`save_state` wrote.
+
+    Raises KdbenchError naming a file that is not a whole checkpoint, and what says that memory ran out, as it is.
+    """
     try:
         with safe_open(str(path), framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict
@@ -80,6 +84,8 @@ def load_state(path: Path) -> Any:
             raise ValueError("its tensors are not as they were written")
         return unpack(tensors, json.loads(metadata["state"]))
     except Exception as e:
+        if out_of_memory(e):  # the file may be as it should
+            raise
         raise KdbenchError(f"{path}: not a usable checkpoint ({type(e).__name__}: {e})") from e
 
 

@@ -19,7 +19,6 @@ from kdbench.launch.worker import (
     WorkerHooks,
     conclude,
     keep_reserve,
-    out_of_memory,
     serve,
 )
 
@@ -52,6 +51,7 @@ def run_gang(folders: Sequence[Path], report: Report, stop: threading.Event) -> 
 
     from kdbench.engine.cell import now, read_cell
     from kdbench.engine.gang import Gang
+    from kdbench.measure.memory import out_of_memory
     from kdbench.registry import Registry
 
     started = now()

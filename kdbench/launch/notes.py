@@ -44,7 +44,7 @@ def matrix_facts(plan: Plan) -> dict[str, Any]:
 def note_not_applicable(plan: Plan, mirrors: Mirrors) -> list[str]:
     """Leave a record of cells that cannot be, so that a board shows them with the reason. Raises OSError.
 
-    Returns a line on each record that was there and cannot be read.
+    A finished result stays. Returns a line on each of these, and on each record that cannot be read.
     """
     told = []
     for cell in plan.cells:
@@ -52,7 +52,12 @@ def note_not_applicable(plan: Plan, mirrors: Mirrors) -> list[str]:
             continue
         path = cell.folder / "result.json"
         try:
-            if path.exists() and read_record_dict(path)["status"] == "not_applicable":
+            before = read_record_dict(path)["status"] if path.exists() else None
+            if before == "done":
+                told.append(
+                    f"note: {cell.label}: not applicable by now: {cell.reason}; its earlier result stays"
+                )
+            if before in ("done", "not_applicable"):
                 continue
         except RecordError as e:
             told.append(f"note: {cell.label}: its record cannot be read: {e}; {put_aside(cell.folder)}")

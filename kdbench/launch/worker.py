@@ -36,8 +36,6 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 #: Memory that is let go of when there is no more, so that a record can be written.
 _reserve: list[bytes] = []
 _RESERVE_BYTES = 8 << 20
-#: What torch says when the host has no more.
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory")
 
 
 def run_folder(
@@ -152,6 +150,7 @@ def conclude(
 def judge(error: BaseException) -> tuple[Any, str, str | None]:
     """Return status, message and traceback for the record of a cell that ended with `error`."""
     from kdbench.engine.loop import Diverged
+    from kdbench.measure.memory import out_of_memory
     from kdbench.protocol.types import NotApplicable
 
     status = "failed"
@@ -168,17 +167,6 @@ def judge(error: BaseException) -> tuple[Any, str, str | None]:
     if status == "oom":
         _let_go(error)
     return status, text, None if told else trace
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on the device or the host."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 def _let_go(error: BaseException | None) -> None:

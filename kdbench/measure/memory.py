@@ -1,7 +1,8 @@
-"""Peak memory of a call, and the memory that there is."""
+"""Peak memory of a call, the memory that there is, and errors that say that there is no more."""
 
 from __future__ import annotations
 
+import errno
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+#: What torch says when the host has no more; its allocator of the CPU has no error of its own for it.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on the device or the host."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
 class LiveTensors(TorchDispatchMode):

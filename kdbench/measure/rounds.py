@@ -60,13 +60,6 @@ def seconds_of(call: Callable[[], object], calls: int, device: torch.device) -> 
     return time.perf_counter() - start
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ended; torch's allocator of the CPU has no class of its own for it."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 def wait(device: torch.device) -> None:
     """Wait until the device is done."""
     if device.type == "cuda":

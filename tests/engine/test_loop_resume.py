@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kdbench.engine import checkpoint
 from kdbench.engine.checkpoint import load_state, pack, save_state, unpack
 from kdbench.engine.loop import Interrupted
 from kdbench.errors import KdbenchError
@@ -175,6 +176,21 @@ def test_damaged_checkpoint_is_set_aside(
     (line,) = told
     assert line.startswith(f"{path}: not a usable checkpoint (")
     assert line.endswith("; it is put aside as checkpoint.damaged, and the cell begins anew")
+
+
+def test_a_checkpoint_for_which_memory_is_short_stays(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*arguments: Any, **more: Any) -> Any:
+        raise MemoryError
+
+    with pytest.raises(Interrupted):
+        start(Toy, folder=tmp_path, epochs=4, options={"should_stop": cutter(2)})[2].train()
+    whole = (tmp_path / "checkpoint.safetensors").read_bytes()
+    monkeypatch.setattr(checkpoint, "safe_open", short)
+    with pytest.raises(MemoryError):
+        start(Toy, folder=tmp_path, epochs=4)[2].train()
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == whole
 
 
 class Bomb:

@@ -173,6 +173,17 @@ def test_damaged_record_of_a_cell_that_cannot_be(plan, session, capsys):
     assert "; it is put aside as previous/result-1.json\n" in capsys.readouterr().err
 
 
+def test_a_result_of_a_cell_that_cannot_be_any_more_stays(plan, session, capsys):
+    kd = plan.cells[2]
+    put(kd, "done")
+    kd.status, kd.reason = "not_applicable", "needs what is not there"
+    before = (kd.folder / "result.json").read_bytes()
+    session().run()
+    assert (kd.folder / "result.json").read_bytes() == before
+    told = f"note: {kd.label}: not applicable by now: needs what is not there; its earlier result stays"
+    assert told in capsys.readouterr().err.splitlines()
+
+
 def test_not_applicable_cells_get_a_record(plan, session):
     kd = plan.cells[2]
     kd.status, kd.reason = "not_applicable", "needs what is not there"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import torch
 
 from kdbench.measure import memory
-from kdbench.measure.memory import free_bytes, growth_bytes, tensor_bytes
+from kdbench.measure.memory import free_bytes, growth_bytes, out_of_memory, tensor_bytes
 
 CPU = torch.device("cpu")
 KB = torch.ones(256)
@@ -66,3 +68,19 @@ def test_growth_on_a_gpu_is_allocated_bytes():
     x = torch.ones(1 << 20, device=device)
     assert growth_bytes(lambda: x + 1, device) == 4 << 20
     assert free_bytes(device) > 2**28
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("x"), True),
+        (MemoryError(), True),
+        (OSError(errno.ENOMEM, "no memory"), True),
+        (OSError(errno.ENOENT, "no file"), False),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
+        (RuntimeError("shapes"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error, expected):
+    assert out_of_memory(error) is expected

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from kdbench.measure.rounds import BLOCK_S, Contender, out_of_memory, play, seconds_of, warm_up
+from kdbench.measure.rounds import BLOCK_S, Contender, play, seconds_of, warm_up
 
 CPU = torch.device("cpu")
 
@@ -104,16 +104,3 @@ def test_one_that_raises_is_out_and_the_others_go_on():
 
 def test_seconds_are_those_of_all_calls():
     assert seconds_of(lambda: time.sleep(0.01), 3, CPU) >= 0.03
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("x"), True),
-        (MemoryError(), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), True),
-        (RuntimeError("shapes"), False),
-    ],
-)
-def test_out_of_memory_is_told_from_other_errors(error, expected):
-    assert out_of_memory(error) is expected

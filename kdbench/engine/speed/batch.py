@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from kdbench.measure.rounds import Contender, out_of_memory, seconds_of, warm_up
+from kdbench.measure.memory import out_of_memory
+from kdbench.measure.rounds import Contender, seconds_of, warm_up
 
 #: A doubling is worth its memory when it makes at least this much of the best speed so far ...
 WORTH = 1.05

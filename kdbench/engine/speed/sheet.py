@@ -13,8 +13,8 @@ from kdbench.engine.loop import Interrupted
 from kdbench.engine.speed.batch import empty, find_batch
 from kdbench.engine.speed.models import Inputs, Model
 from kdbench.measure.environment import capture
-from kdbench.measure.memory import free_bytes
-from kdbench.measure.rounds import Contender, out_of_memory, play, warm_up
+from kdbench.measure.memory import free_bytes, out_of_memory
+from kdbench.measure.rounds import Contender, play, warm_up
 from kdbench.registry import Registry
 from kdbench.results.speed import (
     DRIFT_LIMIT,
