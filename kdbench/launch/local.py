@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, OptionError
 from kdbench.hooks import Job
 from kdbench.launch.aside import put_aside
 from kdbench.launch.failure import log_tail
@@ -80,6 +80,13 @@ class LocalLauncher:
         self._poll_s = 0.1
         #: cells that were cut: the next run takes them up
         self._cut: set[str] = set()
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], methods: object) -> None:
+        """Look at its block of the matrix, which is to be empty. Raises OptionError."""
+        for key in settings:
+            path = ("launcher_options", "local", key)
+            raise OptionError(f"{'.'.join(path)}: the launcher 'local' takes no options", *path)
 
     def run(self, jobs: Sequence[Job], report: Report, stop: Callable[[], int]) -> None:
         """Run all jobs. Raises KdbenchError when the disk is full: nothing more could be kept."""
