@@ -36,6 +36,8 @@ class _Worker:
     connection: Connection
     slot: int
     began: float = field(default_factory=time.monotonic)
+    #: since when it waits for others that train or measure, which its limit does not count
+    waits_since: float | None = None
     killed: bool = False
     #: whether its cell was interrupted
     cut: bool = False
@@ -58,6 +60,17 @@ class _Worker:
     def __post_init__(self) -> None:
         self.left = {j.cell_id: j for j in self.job.gang}
         self.known = _is_done(self.job)
+
+    def wait(self, at: float, *, begins: bool) -> None:
+        """Take note of the time at which it began to wait, or went on."""
+        if self.waits_since is not None:
+            self.began += at - self.waits_since
+        self.waits_since = at if begins else None
+
+    def late(self) -> bool:
+        """Return whether it worked for longer than its limit."""
+        now = time.monotonic() if self.waits_since is None else self.waits_since
+        return self.job.timeout_s is not None and now - self.began > self.job.timeout_s
 
 
 class LocalLauncher:
@@ -212,8 +225,9 @@ class LocalLauncher:
                 with contextlib.suppress(OSError):
                     worker.connection.send("stop")
                 worker.asked = 1
-            limit = worker.job.timeout_s
-            late = limit is not None and time.monotonic() - worker.began > limit
+            if worker.late():  # unless it said since that it waits
+                self._drain(worker, report)
+            late = worker.late()
             if (late or asked > 1) and not worker.killed:
                 worker.killed = late
                 _kill(worker)
@@ -231,6 +245,8 @@ class LocalLauncher:
                 event = worker.connection.recv()
                 if event.get("event") == "no_space":
                     worker.no_space = event["message"]
+                elif event.get("event") in ("waiting", "going_on"):
+                    worker.wait(event["at"], begins=event["event"] == "waiting")
                 elif event.get("event") in ("ended", "released"):
                     _one_of_gang(worker, event, report)
                 else:
