@@ -24,13 +24,12 @@ def known_options(registry: Registry, plan: Plan, launcher: str) -> dict[str, An
     given = loaded.matrix.launcher_options
     methods = _methods(plan)
     for name, settings in given.items():
-        path: tuple[str | int, ...] = ("launcher_options", name)
         try:
             _check(registry, name, settings, methods)
         except OptionError as e:
-            raise MatrixError(f"{loaded.where(*e.path)}: {e}") from e
-        except UnknownName as e:
-            raise MatrixError(f"{loaded.where(*path)}: {format_path(path)}: {e}") from e
+            where, key = loaded.where(*e.path), format_path(e.path)
+            told = str(e).removeprefix(f"{key}: ") if where == f"--set {key}" else str(e)
+            raise MatrixError(f"{where}: {told}") from e
     return {"settings": given.get(launcher, {}), "methods": methods, "run": plan.run.path}
 
 
@@ -46,7 +45,10 @@ def _methods(plan: Plan) -> set[str]:
 
 
 def _check(registry: Registry, name: str, settings: Mapping[str, Any], methods: Collection[str]) -> None:
-    found = registry.get("launchers", name)
+    try:
+        found = registry.get("launchers", name)
+    except UnknownName as e:
+        raise OptionError(f"launcher_options.{name}: {e}", "launcher_options", name) from e
     try:
         check: Callable[..., None] | None = getattr(found.load(), "check", None)
     except PluginError:  # the chosen one is loaded before; of another that is broken nobody can tell

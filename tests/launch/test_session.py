@@ -414,6 +414,15 @@ def test_options_that_a_launcher_does_not_take(registry, tmp_path, given, told):
     assert str(e.value).startswith(f"{path}:{line}: launcher_options.{told}")
 
 
+def test_an_option_of_the_command_line(registry, tmp_path):
+    path = write_matrix(tmp_path / "m.yaml", name="m", launcher_options={"ray": {"memory": "16G"}})
+    loaded = load_matrix(str(path), sets=["launcher_options.ray.memory=16Gi"])
+    plan = Planner(registry, loaded, RunFolder(tmp_path / "run"), ()).plan()
+    line = "^--set launcher_options.ray.memory: expected a size such as 16GiB or 16G, or .*, got '16Gi'$"
+    with pytest.raises(MatrixError, match=line):
+        Session(registry, plan, Options(sinks=("none",), device="cpu"), PlainProgress())
+
+
 def test_options_for_a_method_that_is_left_out(registry, tmp_path):
     given = {"slurm": {"methods": {"dkd": {"time": 5}, "vanilla": {"time": 5}}}}
     path = write_matrix(tmp_path / "m.yaml", name="m", methods=["kd", "dkd"], launcher_options=given)
