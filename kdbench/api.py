@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import DataError, KdbenchError, did_you_mean
+from kdbench.errors import DataError, KdbenchError, OptionError, did_you_mean
 from kdbench.hooks import Job, Launcher, Needs, Place, Sink
 from kdbench.protocol.dataset import Dataset, DatasetParams
 from kdbench.protocol.run import Handle, Run
@@ -52,6 +52,7 @@ __all__ = [
     "Needs",
     "NotApplicable",
     "Opt",
+    "OptionError",
     "Out",
     "Phase",
     "Place",

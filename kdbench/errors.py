@@ -41,6 +41,18 @@ class MatrixError(KdbenchError):
         return "\n".join(map(visible, redact(Exception.__str__(self)).split("\n")))
 
 
+class OptionError(KdbenchError):
+    """What ``launcher_options`` of a matrix cannot have; who knows the file puts it and the line in front.
+
+    Attributes:
+        path: keys from the root of the matrix to the value.
+    """
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class UnknownName(KdbenchError):
     """A name that no active plug-in provides."""
 

@@ -253,6 +253,9 @@ class Launcher(Protocol):
     process began, and nobody told of it) and, without a ``cell_id``, ``note`` (key ``message``). ``stop()``
     turns true when the user wants to leave: running cells save their state and end.
 
+    A class method ``check(settings, methods)`` is optional: it raises :class:`kdbench.errors.OptionError` for what
+    the launcher does not take of its part of a matrix's ``launcher_options``, also where another one is chosen.
+
     A launcher whose cells run on other machines has a class method ``place(options, device) -> Place``, with the
     options of :meth:`__init__` as far as they are known before the run and the device that the user asked for.
     """

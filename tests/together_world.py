@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -105,7 +106,7 @@ def _run(
 
         def _step(self: Any, *args: Any) -> Any:
             if self.at.global_step == at:
-                _misbehave(act, stop)
+                _misbehave(act, stop, folder)
             return step(self, *args)
 
         Loop._step = _step  # type: ignore[method-assign]
@@ -113,10 +114,20 @@ def _run(
     return run_folder(folder, lambda event: None, stop, seat)
 
 
-def _misbehave(act: str, stop: threading.Event) -> None:
+def content(folder: Path) -> dict[str, bytes]:
+    """Return what a cell's folder has, without its logs."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.suffix != ".txt"}
+
+
+def _misbehave(act: str, stop: threading.Event, folder: Path) -> None:
     if act == "stop":
         stop.set()
     if act == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if act == "lose":  # the lease, to one that thinks this process dead, and ends the cell before it
+        (folder / ".lease-2").write_text(json.dumps({"token": "other", "host": "node7", "pid": 12}))
+        (folder / ".lease-1").unlink()
+        (folder / "result.json").write_text("of the one that took over")
+        shutil.copytree(folder, folder.with_name("then"))
     if act == "raise":
         raise ValueError("only here")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, OptionError
 from kdbench.hooks import Job
 from kdbench.launch.failure import log_tail
 from kdbench.launch.gang_worker import gang_child
@@ -35,6 +35,8 @@ class _Worker:
     connection: Connection
     slot: int
     began: float = field(default_factory=time.monotonic)
+    #: since when it waits for others that train or measure, which its limit does not count
+    waits_since: float | None = None
     killed: bool = False
     #: whether its cell was interrupted
     cut: bool = False
@@ -58,6 +60,17 @@ class _Worker:
         self.left = {j.cell_id: j for j in self.job.gang}
         self.known = _is_done(self.job)
 
+    def wait(self, at: float, *, begins: bool) -> None:
+        """Take note of the time at which it began to wait, or went on."""
+        if self.waits_since is not None:
+            self.began += at - self.waits_since
+        self.waits_since = at if begins else None
+
+    def late(self) -> bool:
+        """Return whether it worked for longer than its limit."""
+        now = time.monotonic() if self.waits_since is None else self.waits_since
+        return self.job.timeout_s is not None and now - self.began > self.job.timeout_s
+
 
 class LocalLauncher:
     """Runs jobs in processes from a preloaded fork server.
@@ -79,6 +92,13 @@ class LocalLauncher:
         self._poll_s = 0.1
         #: cells that were cut: the next run takes them up
         self._cut: set[str] = set()
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], methods: object) -> None:
+        """Look at its block of the matrix, which is to be empty. Raises OptionError."""
+        for key in settings:
+            path = ("launcher_options", "local", key)
+            raise OptionError(f"{'.'.join(path)}: the launcher 'local' takes no options", *path)
 
     def run(self, jobs: Sequence[Job], report: Report, stop: Callable[[], int]) -> None:
         """Run all jobs. Raises KdbenchError when the disk is full: nothing more could be kept."""
@@ -204,8 +224,9 @@ class LocalLauncher:
                 with contextlib.suppress(OSError):
                     worker.connection.send("stop")
                 worker.asked = 1
-            limit = worker.job.timeout_s
-            late = limit is not None and time.monotonic() - worker.began > limit
+            if worker.late():  # unless it said since that it waits
+                self._drain(worker, report)
+            late = worker.late()
             if (late or asked > 1) and not worker.killed:
                 worker.killed = late
                 _kill(worker)
@@ -223,6 +244,8 @@ class LocalLauncher:
                 event = worker.connection.recv()
                 if event.get("event") == "no_space":
                     worker.no_space = event["message"]
+                elif event.get("event") in ("waiting", "going_on"):
+                    worker.wait(event["at"], begins=event["event"] == "waiting")
                 elif event.get("event") in ("ended", "released"):
                     _one_of_gang(worker, event, report)
                 else:

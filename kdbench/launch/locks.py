@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +19,15 @@ class Turnstile:
 
     Trainers hold a share of `main` while they train. Who wants to measure takes `intent` first, at which trainers
     let their share go after the step under way, and then `main`, which waits for the last of them.
+
+    Args:
+        folder: of the locks.
+        device: on which they train and measure.
+        tell: called with true when this process begins to wait for others, and with false when it goes on.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, tell: Callable[[bool], None] | None = None) -> None:
+        self._tell = tell or (lambda waits: None)
         name = device.replace(":", "-")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         if device == "cuda" and visible and "," not in visible:
@@ -42,9 +48,9 @@ class Turnstile:
     def gate(self) -> None:
         """Pass between two epochs or steps; waits while another process measures."""
         self._main.release()
-        self._intent.shared()
+        self._share(self._intent)
         self._intent.release()
-        self._main.shared()
+        self._share(self._main)
 
     def close(self) -> None:
         """Let go of everything for good."""
@@ -55,10 +61,24 @@ class Turnstile:
     def alone(self) -> Iterator[None]:
         """Hold everybody else between epochs for the length of the block."""
         self._main.release()
-        self._intent.exclusive()
         try:
-            self._main.exclusive()
+            with self._waiting():
+                self._intent.exclusive()
+                self._main.exclusive()
             yield
         finally:
             self._main.release()
             self._intent.release()
+
+    def _share(self, lock: FileLock) -> None:
+        if not lock.try_shared():
+            with self._waiting():
+                lock.shared()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self._tell(True)
+        try:
+            yield
+        finally:
+            self._tell(False)

@@ -123,7 +123,10 @@ class _Part:
         if loss is not None:
             return self._write(loss) if self._lead else FAILED
         if self._lead:
-            return conclude(self._folder, cell, registry, error, self._started, self._report, self._lease)
+            code = conclude(self._folder, cell, registry, error, self._started, self._report, self._lease)
+            if code == INTERRUPTED and peers is not None:  # the cell is another's by now
+                peers.dismiss(code)
+            return code
         status, text, trace = judge(error)
         with contextlib.suppress(Exception):
             print(trace or f"{status}: {text}", file=sys.stderr)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -213,9 +214,14 @@ class WorkerHooks:
     ) -> None:
         from kdbench.launch.locks import Turnstile
 
-        self._turnstile = Turnstile(folder.parent.parent, device)
+        self._turnstile = Turnstile(folder.parent.parent, device, self._wait)
         self._device = device
         self._cell_id, self._report, self._stop, self._lease = cell_id, report, stop, lease
+
+    def _wait(self, begins: bool) -> None:
+        # a clock that all processes of a machine have in common
+        told = {"event": "waiting" if begins else "going_on", "at": time.monotonic()}
+        self._report({**told, "cell_id": self._cell_id})
 
     def enter(self) -> None:
         """A lone cell has every turn."""

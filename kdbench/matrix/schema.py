@@ -203,7 +203,9 @@ class Matrix(StrictModel):
     evaluators: Annotated[tuple[Name, ...], Field(strict=False)] = Field(
         default=("teacher-agreement",), description="Extra measurements of trained students."
     )
-    timeout_s: FiniteFloat | None = Field(default=None, gt=0, description="Limit of one cell in seconds.")
+    timeout_s: FiniteFloat | None = Field(
+        default=None, gt=0, description="Limit of one cell in seconds; see Time limits below."
+    )
     gang: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=2, le=64)], BeforeValidator(_gang)] = (
         Field(
             default="auto",

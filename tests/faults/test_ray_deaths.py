@@ -56,7 +56,8 @@ def test_the_command_the_head_and_rays_workers(kdbench, tmp_path):
         kept = done_files(run)
         assert len(kept) == 1
         cluster.nodes[0].kill()
-        assert fourth.wait() != 0
+        assert fourth.wait() == 2
+        assert fourth.stderr.splitlines()[-1].startswith("kdbench: error: Ray's head at ")
         wait_until(lambda: not alive(cell), "the end of the cell")
         held.let_go("pupil")
         env = dict(cluster.environment)

@@ -204,6 +204,8 @@ def lone(folder: str, connection: Any, environment: Mapping[str, str], life: Any
     connection.send({"event": "started", "cell_id": where.name})
     word = (where / "alone").read_text() if (where / "alone").exists() else "done"
     (where / "ran-alone").touch()
+    if word == "hang":
+        time.sleep(60)
     os._exit({"done": 0, "crash": 9}[word])
 
 
@@ -349,6 +351,14 @@ def test_the_limit_of_a_gang_is_that_of_its_cells_together(run: Run, tmp_path: P
     assert went_alone(tmp_path) == ["b"]
     (released,) = [e for e in events if e["event"] == "released"]
     assert released["message"] == "its gang was stopped after the limit of 0.6 s; it goes on alone"
+
+
+def test_only_the_cell_that_hangs_by_itself_too_is_out_of_time(run: Run, tmp_path: Path) -> None:
+    events = run("hang", "abc", timeout_s=0.3, alone={"b": "hang"})
+    assert ends(events) == {"a": "finished", "b": "timeout", "c": "finished"}
+    assert went_alone(tmp_path) == ["b", "c"]
+    (died,) = [e for e in events if e["event"] == "died"]
+    assert died["message"] == "stopped after the limit of 0.3 s"
 
 
 def test_a_stop_reaches_every_cell(run: Run, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from kdbench.hooks import Job
 from kdbench.launch import local
 from kdbench.launch.local import LocalLauncher
 from kdbench.launch.peers import PROCESSES
+from kdbench.launch.worker import WorkerHooks
 
 
 def act(folder, connection, environment, life=None):
@@ -65,6 +68,16 @@ def act(folder, connection, environment, life=None):
                 os._exit(1)
     if word == "slow":
         time.sleep(0.5)
+    if word in ("trains", "measures"):
+        turns = WorkerHooks(Path(folder), "cpu", cell, connection.send, threading.Event())
+        if word == "trains":
+            turns.gate()
+            open(f"{folder}/training", "w").close()
+            time.sleep(60)
+        while not list(Path(folder).parent.glob("*/training")):
+            time.sleep(0.01)
+        with turns.alone():
+            pass
     os._exit(0)
 
 
@@ -139,6 +152,13 @@ def test_timeout_kills_the_hanging_one_only(run):
     assert ends(events) == {"a": "timeout", "b": "finished"}
     died = next(e for e in events if e["event"] == "died")
     assert died["message"] == "stopped after the limit of 0.5 s"
+
+
+def test_waiting_for_one_that_hangs_is_not_hanging(run):
+    """Who wants to measure waits until all others pause, which the one that hangs never does."""
+    limit = {"timeout_s": 0.5}
+    events = run({"a": ("trains", limit), "b": ("measures", limit)}, workers=2)
+    assert ends(events) == {"a": "timeout", "b": "finished"}
 
 
 def test_students_wait_for_their_teacher(run, tmp_path):

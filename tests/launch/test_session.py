@@ -8,7 +8,7 @@ import pytest
 from factories import make_record, signed
 from matrices import write_matrix
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, MatrixError
 from kdbench.hooks import Place
 from kdbench.launch.local import LocalLauncher
 from kdbench.launch.looking import costs
@@ -435,8 +435,43 @@ def test_leaving_is_told_as_the_launcher_says(elsewhere, capsys):
     assert "they go on" in capsys.readouterr().err
 
 
-def test_options_of_a_launcher_that_is_not_there(registry, tmp_path):
-    path = write_matrix(tmp_path / "m.yaml", name="m", launcher_options={"slrum": {}})
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"slrum": {}}, "slrum: unknown launcher 'slrum' (did you mean 'slurm'?)"),
+        ({"local": {"workers": 2}}, "local.workers: the launcher 'local' takes no options"),
+        ({"slurm": {}, "ray": {"num_cpu": 1}}, "ray.num_cpu: unknown key (did you mean 'num_cpus' "),
+        ({"slurm": {"time": 9, "tiem": 1}}, "slurm.tiem: unknown key (did you mean 'time'?)"),
+        (
+            {"slurm": {"methods": {"dkt": {}}}},
+            "slurm.methods.dkt: the matrix has no such method (did you mean",
+        ),
+    ],
+)
+def test_options_that_a_launcher_does_not_take(registry, tmp_path, given, told):
+    """Of any launcher, though another one is chosen; told where they stand."""
+    path = write_matrix(tmp_path / "m.yaml", name="m", methods=["dkd"], launcher_options=given)
     plan = Planner(registry, load_matrix(str(path)), RunFolder(tmp_path / "run"), ()).plan()
-    with pytest.raises(KdbenchError, match="did you mean 'slurm'"):
+    with pytest.raises(MatrixError) as e:
         Session(registry, plan, Options(sinks=("none",), device="cpu"), PlainProgress())
+    key = told.partition(": ")[0].rpartition(".")[2]
+    (line,) = [
+        n for n, text in enumerate(path.read_text().splitlines(), 1) if text.strip().startswith(f"{key}:")
+    ]
+    assert str(e.value).startswith(f"{path}:{line}: launcher_options.{told}")
+
+
+def test_an_option_of_the_command_line(registry, tmp_path):
+    path = write_matrix(tmp_path / "m.yaml", name="m", launcher_options={"ray": {"memory": "16G"}})
+    loaded = load_matrix(str(path), sets=["launcher_options.ray.memory=16Gi"])
+    plan = Planner(registry, loaded, RunFolder(tmp_path / "run"), ()).plan()
+    line = "^--set launcher_options.ray.memory: expected a size such as 16GiB or 16G, or .*, got '16Gi'$"
+    with pytest.raises(MatrixError, match=line):
+        Session(registry, plan, Options(sinks=("none",), device="cpu"), PlainProgress())
+
+
+def test_options_for_a_method_that_is_left_out(registry, tmp_path):
+    given = {"slurm": {"methods": {"dkd": {"time": 5}, "vanilla": {"time": 5}}}}
+    path = write_matrix(tmp_path / "m.yaml", name="m", methods=["kd", "dkd"], launcher_options=given)
+    plan = Planner(registry, load_matrix(str(path)), RunFolder(tmp_path / "run"), ()).plan(["method=kd"])
+    Session(registry, plan, Options(sinks=("none",), device="cpu"), PlainProgress())

@@ -228,12 +228,13 @@ def test_slurm_that_does_not_answer(slurm):
         slurm.start([slurm.jobs[2]])
 
 
-def test_submission_that_slurm_refuses(tmp_path, monkeypatch):
-    """The one line is Slurm's, and the next start is not misled."""
+def test_submission_that_slurm_refuses(tmp_path, monkeypatch, capsys):
+    """The one line is the last of Slurm's, and the next start is not misled."""
     for name in ("sbatch", "srun"):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gqu' >&2; exit 1\n")
+        lines = ["sbatch: error: trying", "sbatch: error: invalid partition specified: gqu"]
+        program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in lines) + "exit 1\n")
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setattr(module, "look", lambda names: {})
@@ -241,8 +242,9 @@ def test_submission_that_slurm_refuses(tmp_path, monkeypatch):
     folder = run / "cells" / OTHER
     folder.mkdir(parents=True)
     launcher = SlurmLauncher({"run": run, "settings": {"partition": "gqu"}})
-    with pytest.raises(KdbenchError, match=r"Slurm took no job: .*invalid partition specified: gqu"):
+    with pytest.raises(KdbenchError, match=r"^Slurm took no job: .*invalid partition specified: gqu$"):
         launcher.run([Job(OTHER, folder, "cell")], lambda event: None, lambda: 0)
+    assert capsys.readouterr().err == ""
     assert open_submissions(run) == []
 
 

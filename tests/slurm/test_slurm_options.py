@@ -24,15 +24,19 @@ def job(number, method="vanilla", after=(), cost=1.0):
     [
         ({"partitoin": "gpu"}, "launcher_options.slurm.partitoin: unknown key (did you mean 'partition'?)"),
         ({"dependency": "x"}, "launcher_options.slurm.dependency: the launcher sets it by itself"),
-        ({"cells_per_job": 0}, "launcher_options.slurm.cells_per_job: 0: Input should be greater than"),
-        ({"time": "4:00"}, "launcher_options.slurm.time: '4:00': Input should be a valid integer"),
+        ({"cells_per_job": 0}, "launcher_options.slurm.cells_per_job: expected a number greater than or"),
+        ({"time": "4:00"}, "launcher_options.slurm.time: expected a whole number, got '4:00'"),
+        (
+            {"mem": "16Gi"},
+            "launcher_options.slurm.mem: expected a size such as 16G, or a number of MB, got '16Gi'",
+        ),
         (
             {"methods": {"daer": {}}},
             "launcher_options.slurm.methods.daer: the matrix has no such method (did",
         ),
         ({"methods": {"dear": {"tiem": 1}}}, "launcher_options.slurm.methods.dear.tiem: unknown key (did"),
         ({"methods": {"dear": {"poll_s": 1}}}, "launcher_options.slurm.methods.dear.poll_s: unknown key"),
-        ({"methods": {"dear": {"time": 0}}}, "launcher_options.slurm.methods.dear.time: 0: Input should be"),
+        ({"methods": {"dear": {"time": 0}}}, "launcher_options.slurm.methods.dear.time: expected a number"),
     ],
 )
 def test_options_that_cannot_be(given, told):

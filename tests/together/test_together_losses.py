@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from together_world import TOLERANCE, Cells, distance, record, together
+from together_world import TOLERANCE, Cells, content, distance, record, together
 
 from kdbench.hooks import Job
 from kdbench.launch.local import LocalLauncher
-from kdbench.launch.worker import FAILED
+from kdbench.launch.worker import FAILED, INTERRUPTED
 
 #: Seconds to the end of all, on a machine that is busy with other tests. Torch would wait for minutes.
 SOON_S = 20
@@ -47,6 +47,14 @@ def test_without_the_leading_process_nobody_stays(cells: Cells, tmp_path: Path) 
     folder = cells(tmp_path, "kd")
     assert together(2, [folder], tmp_path, act="kill", who=0, at=2) == [-signal.SIGKILL, FAILED]
     assert not (folder / "result.json").exists()
+
+
+def test_who_lost_the_cell_writes_nothing_and_nobody_stays(cells: Cells, tmp_path: Path) -> None:
+    """As after a machine that was suspended: another has the cell by now, and even its record."""
+    folder = cells(tmp_path, "kd", epochs=2)
+    assert together(2, [folder], tmp_path, act="lose", who=0, at=7) == [INTERRUPTED, INTERRUPTED]
+    assert content(folder) == content(folder.with_name("then"))
+    assert "node7 took over; nothing is written here" in (folder / "test-0.txt").read_text()
 
 
 def test_the_local_launcher_starts_the_processes_of_a_cell(cells: Cells, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from kdbench_launchers.ray.task import run_cell
 
 #: Bytes of a local Ray's object store: nothing is kept there, and this is about the least that Ray takes.
 _STORE = 80 << 20
+#: How a client of gRPC, and so of a Ray head, begins, and the kind of frame with which it is answered.
+_SETTINGS = b"\x04"
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+#: Seconds for an answer of a head, between two looks at it, and for which it may be away. Ray gives it 60.
+_ANSWER_S, _LOOK_S, _AWAY_S = 20.0, 5.0, 30.0
 
 
 def need_ray() -> None:
@@ -50,10 +56,10 @@ class Ended:
 class Cluster:
     """A Ray cluster that this process is connected to."""
 
-    def __init__(self, local: bool) -> None:
+    def __init__(self, local: bool, head: _Head) -> None:
         import ray
 
-        self._ray, self._run = ray, ray.remote(run_cell)
+        self._ray, self._run, self._head = ray, ray.remote(run_cell), head
         self.local = local
 
     def submit(self, name: str, cell: Cell, events: Path, cwd: Path, resources: Resources) -> Any:
@@ -62,7 +68,8 @@ class Cluster:
         return self._run.options(**options).remote(cell, events, cwd)
 
     def ended(self, tasks: Collection[Any], timeout_s: float) -> list[Any]:
-        """Return the tasks that are over, waiting for the first of them."""
+        """Return the tasks that are over, waiting for the first of them. Raises KdbenchError without a head."""
+        self._head.check()
         everything = list(tasks)
         over, _ = self._ray.wait(everything, num_returns=1, timeout=timeout_s)
         if over and len(everything) > 1:
@@ -120,6 +127,8 @@ def connected(options: Options) -> Iterator[Cluster]:
     before, handlers = quiet.level, _handlers()
     quiet.setLevel(logging.CRITICAL)
     try:
+        if address == "auto":
+            _reach(_found())
         with _silent(ray):
             try:
                 ray.init(address=address, log_to_driver=False, configure_logging=False, **more)
@@ -128,21 +137,64 @@ def connected(options: Options) -> Iterator[Cluster]:
                 raise KdbenchError(f"{what}: {_last_line(e)}") from e
             finally:
                 _set(handlers)  # Ray takes SIGTERM, with which people ask a run to save and leave
-            yield Cluster(local)
+            yield Cluster(local, _Head(ray.get_runtime_context().gcs_address))
     finally:
         ray.shutdown()
         quiet.setLevel(before)
 
 
+class _Head:
+    """The head of the cluster. Without it Ray ends this process, which then could not say why."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._seen = self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Look whether it is there, now and then. Raises KdbenchError when it has been away for long."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        try:
+            socket.create_connection(_host_and_port(self._address), timeout=_LOOK_S).close()
+            self._seen = now
+        except OSError as e:
+            if now - self._seen > _AWAY_S:
+                gone = f"Ray's head at {self._address} is gone ({_last_line(e)}), and the cells end with it"
+                raise KdbenchError(f"{gone}; once Ray is there again the same command goes on") from e
+
+
 def _reach(address: str) -> None:
-    """Raise KdbenchError where nothing listens; Ray itself would go on trying for minutes."""
+    """Raise KdbenchError where no Ray listens; Ray itself would go on trying for minutes."""
     host, _, port = address.rpartition(":")
     if not (host and port.isdigit()):
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+        with socket.create_connection(_host_and_port(address), timeout=_ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(_HELLO)
+            answer = connection.recv(9)
     except (OSError, OverflowError) as e:
         raise KdbenchError(f"no Ray cluster at {address}: {_last_line(e)}") from e
+    if answer[3:4] != _SETTINGS:
+        raise KdbenchError(f"no Ray cluster at {address}: what answers there is something else")
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _found() -> str:
+    """Return where ``auto`` leads, or ``auto`` where Ray finds nothing, which it tells itself."""
+    services = sys.modules.get("ray._private.services")
+    find = getattr(services, "get_ray_address_from_environment", None)
+    try:
+        return str(find("auto", None)) if find is not None else "auto"
+    except Exception:
+        return "auto"
 
 
 def _handlers() -> dict[int, Any]:

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class RayLauncher:
         self._run = Path(options["run"])
         self._most = min(_MOST, max(1, int(options.get("workers", 1))))
         self._cost: Callable[[Job], float] = options.get("cost") or (lambda job: job.cost)
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], methods: Collection[str]) -> None:
+        """Look at a block of the matrix, also where Ray is not installed. Raises OptionError."""
+        read_options(settings, methods)
 
     @classmethod
     def place(cls, options: Mapping[str, Any], device: str) -> Place:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from kdbench_launchers.block import read_block
 
-_SIZE = re.compile(r"(\d+)(?:([KMGT])B)?")
+_SIZE = re.compile(r"(\d+)(?:([KMGT])(?:i?B)?)?")
 #: Ray's own names of what has a key here.
 _KEYS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
 
@@ -20,7 +20,7 @@ def _size(value: Any) -> Any:
         return value
     found = _SIZE.fullmatch(value)
     if found is None:
-        raise ValueError("expected bytes, or a number with KB, MB, GB or TB")
+        raise ValueError("expected a size such as 16GiB or 16G, or a number of bytes")
     return int(found[1]) * 1024 ** " KMGT".index(found[2] or " ")
 
 
@@ -52,7 +52,8 @@ class Resources(BaseModel):
     Attributes:
         num_cpus: cores; whole ones are the threads of the cell.
         num_gpus: GPUs, or a part of one: with 0.5 two cells share a GPU.
-        memory: bytes, or a number with KB, MB, GB, TB (powers of 1024); Ray places by it and does not enforce it.
+        memory: bytes, or a size such as 16G, 16GB or 16GiB, which are the same (powers of 1024); Ray places by it
+            and does not enforce it.
         resources: custom resources of the cluster's nodes.
     """
 
@@ -104,7 +105,7 @@ class Options(Resources):
         return Resources(**{**common, **self.methods.get(method, {})})
 
 
-def read_options(given: Mapping[str, Any], methods: set[str]) -> Options:
-    """Return the options of a matrix with these methods. Raises KdbenchError for a key or value that cannot be."""
+def read_options(given: Mapping[str, Any], methods: Collection[str]) -> Options:
+    """Return the options of a matrix with these methods. Raises OptionError for a key or value that cannot be."""
     options: Options = read_block("ray", given, methods, Options, Resources)
     return options

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,12 @@ class SlurmLauncher:
         self._cost: Callable[[Job], float] = options.get("cost") or (lambda job: job.cost)
         self._watched: dict[str, Watched] = {}
         self._submissions: list[Submission] = []
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], methods: Collection[str]) -> None:
+        """Look at a block of the matrix; keys of submitit's only where it is installed. Raises OptionError."""
+        there = importlib.util.find_spec("submitit") is not None
+        read_options(settings, methods, _submitit_keys() if there else None)
 
     @classmethod
     def place(cls, options: Mapping[str, Any], device: str) -> Place:
@@ -202,7 +211,8 @@ def _sbatch(
     try:
         executor = submitit.SlurmExecutor(folder=submission.folder.absolute(), max_num_timeout=timeouts)
         executor.update_parameters(**parameters)
-        with executor.batch():
+        # submitit prints what sbatch says, which stands in the error too
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():
             made = [executor.submit(group) for group in work]
         return str(made[0].job_id).partition("_")[0]
     except Exception as e:
