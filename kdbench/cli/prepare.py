@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kdbench.cli._options import device_option, only_option, runs_option, set_option, workers_option
+
 if TYPE_CHECKING:
     from kdbench.launch.plan import Plan
     from kdbench.launch.session import Session
@@ -15,25 +17,13 @@ if TYPE_CHECKING:
 
 @click.command("prepare")
 @click.argument("matrix")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key, as in run-matrix.")
-@click.option(
-    "--only", multiple=True, metavar="AXIS=A,B", help="Keep only cells with these values; repeatable."
-)
+@set_option()
+@only_option()
 @click.option("--data-only", is_flag=True, help="Fetch data, train nothing.")
 @click.option("--no-smoke", is_flag=True, help="Leave out the training step of each method.")
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Teachers at a time (default: one per core, or GPU)."
-)
-@click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where teachers train."
-)
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of run folders.",
-)
+@workers_option("Teachers")
+@device_option("Where teachers train.")
+@runs_option()
 @click.pass_obj
 def prepare(
     settings: Any,

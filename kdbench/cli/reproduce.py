@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdbench.cli import Settings
+from kdbench.cli._options import device_option, runs_option
 
 if TYPE_CHECKING:
     from kdbench.leaderboard.agreement import Agreement
@@ -38,23 +39,11 @@ AGREES, DIFFERS, CANNOT = 0, 1, 2
     metavar="NAME",
     help="Measure this too, if the record has it; repeatable (default: as in the cell.json beside the record).",
 )
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda",
-    help="Where it runs; auto: as the record.",
-)
+@device_option("Where it runs; auto: as the record.")
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Threads on the CPU (default: as many as the record had)."
 )
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder for the new run folder.",
-)
+@runs_option("Folder for the new run folder.")
 @click.pass_obj
 def reproduce(
     settings: Settings,

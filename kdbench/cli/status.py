@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kdbench.cli._options import runs_option
+
 if TYPE_CHECKING:
     from kdbench.results.progress import RunStatus
 
@@ -22,13 +24,7 @@ MOST = 20
 @click.option(
     "--every", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds of --watch."
 )
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of run folders.",
-)
+@runs_option()
 def status(matrix: str, watch: bool, as_json: bool, every: float, runs: Path) -> None:
     """Show how far the run of MATRIX is: a file, the name of a matrix, or a run folder.
 

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import click
 
+from kdbench.cli._options import runs_option, tracking_option
+
 
 @click.command("sync")
 @click.argument("run", metavar="RUN_DIR|MATRIX_NAME")
-@click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
-@click.option(
-    "--runs",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of run folders, for a matrix name.",
-)
+@tracking_option()
+@runs_option("Folder of run folders, for a matrix name.")
 def sync(run: str, tracking_uri: str | None, runs: Path) -> None:
     """Write every record of a run to MLflow; safe to repeat.
 

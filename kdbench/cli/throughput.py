@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from kdbench.cli import Settings
+from kdbench.cli._options import device_option, tracking_option
 
 if TYPE_CHECKING:
     from kdbench.registry import Registry
@@ -50,13 +51,7 @@ COLUMNS = (
     help="Classes of the networks' last layer.",
 )
 @click.option("--channels-last", is_flag=True, help="Memory layout NHWC.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda",
-    help="Where networks run; auto: on the GPU if there is one.",
-)
+@device_option("Where networks run; auto: on the GPU if there is one.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads on a CPU.")
 @click.option("--rounds", default=20, show_default=True, type=click.IntRange(1), help="Interleaved rounds.")
 @click.option(
@@ -90,7 +85,7 @@ COLUMNS = (
     type=click.Choice(["mlflow", "none"]),
     help="Where the sheet goes beside the screen and the file.",
 )
-@click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
+@tracking_option()
 @click.pass_obj
 def throughput(
     settings: Settings,
@@ -156,11 +151,9 @@ def _resolve(registry: Registry, words: tuple[str, ...]) -> list[str]:
 
 def _settings(models: list[str], options: dict[str, Any]) -> SpeedSettings:
     """Return the checked settings. Raises KdbenchError naming the option."""
-    from kdbench.cli.run_matrix import _check_device
     from kdbench.errors import KdbenchError, did_you_mean
     from kdbench.results.speed import Precision, SpeedSettings
 
-    _check_device(options["device"])
     known = get_args(Precision)
     precisions = _words("--precision", options.pop("precision"), ", ".join(known))
     for name in precisions:

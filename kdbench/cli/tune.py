@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kdbench.cli._options import device_option, runs_option, set_option, workers_option
+
 if TYPE_CHECKING:
     from kdbench.launch.search import Search
 
@@ -20,21 +22,11 @@ if TYPE_CHECKING:
 @click.option(
     "--trials", type=click.IntRange(min=1), help="Trials of each method in all (default: tune.trials)."
 )
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key, as in run-matrix.")
+@set_option()
 @click.option("--dry-run", is_flag=True, help="Say what would be searched, and leave.")
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Trials at a time (default: one per core, or GPU)."
-)
-@click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where trials run."
-)
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of run folders.",
-)
+@workers_option("Trials")
+@device_option("Where trials run.")
+@runs_option()
 @click.pass_obj
 def tune(
     settings: Any,

@@ -7,9 +7,11 @@ import sys
 
 import click
 
+from kdbench.cli._options import tracking_option
+
 
 @click.command("ui")
-@click.option("--tracking-uri", help="MLflow store (default: $MLFLOW_TRACKING_URI or sqlite:///mlflow.db).")
+@tracking_option()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."

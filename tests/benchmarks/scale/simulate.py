@@ -63,7 +63,7 @@ def matrix_file(folder: Path, cells: int) -> Path:
 
 def main(phase: str, cells: int, folder: Path) -> dict[str, float]:
     """Do one phase and return what it took."""
-    from kdbench.cli.run_matrix import _finish
+    from kdbench.cli._outcome import finish
     from kdbench.launch.plan import Planner
     from kdbench.launch.session import Options, Session
     from kdbench.launch.whole import told
@@ -88,7 +88,7 @@ def main(phase: str, cells: int, folder: Path) -> dict[str, float]:
     if phase == "end":
         told(run)
         clock.lap("told_s")
-        _finish(plan, ("none",))
+        finish(plan, ("none",))
         clock.lap("finish_s")
     clock.parts["cells"] = len(plan.cells)
     return {
