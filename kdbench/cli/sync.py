@@ -21,10 +21,10 @@ def sync(run: str, tracking_uri: str | None, runs: Path) -> None:
     reported and skipped, and the exit code is then 1.
     """
     from kdbench.leaderboard.mirrored import tell
+    from kdbench.redact import redact
     from kdbench.results.mlflow_sink import MlflowSink
     from kdbench.results.store import RunFolder
     from kdbench.results.sync import sync as replay
-    from kdbench.results.tracking import redact
 
     folder = _find(run, runs)
     sink = MlflowSink(synced=True)

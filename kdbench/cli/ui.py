@@ -18,7 +18,8 @@ from kdbench.cli._options import tracking_option
 )
 def ui(tracking_uri: str | None, host: str, port: int) -> None:
     """Serve MLflow's web page until Ctrl-C; for a tracking server, say where it is."""
-    from kdbench.results.tracking import redact, resolve_uri
+    from kdbench.redact import redact
+    from kdbench.results.tracking import resolve_uri
 
     uri = resolve_uri(tracking_uri)
     if uri.startswith(("http://", "https://", "databricks")):

@@ -19,7 +19,8 @@ from kdbench.engine.checkpoint import weights_bytes
 from kdbench.engine.context import CellRun
 from kdbench.engine.cost import cost_of, teacher_share
 from kdbench.engine.evaluation import best_epoch, deployables, evaluate_all, run_evaluators
-from kdbench.engine.loop import Interrupted, Loop, Progress
+from kdbench.engine.loop import Loop
+from kdbench.engine.progress import Interrupted, Progress
 from kdbench.engine.seeds import seed_everything
 from kdbench.engine.sharing import Alone
 from kdbench.engine.teacher_cache import TeacherCache

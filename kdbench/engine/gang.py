@@ -27,7 +27,7 @@ from kdbench.engine.data.context import DataContext
 from kdbench.engine.exchange import Common, Exchange, Hand, Position, SharedContext
 from kdbench.engine.forwards import Forwards, Seal, Wish
 from kdbench.engine.handle import Captured, NetHandle
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.engine.settings import put_back, settings
 from kdbench.engine.sharing import Alone
 from kdbench.engine.taps import Site

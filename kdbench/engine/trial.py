@@ -8,7 +8,7 @@ from typing import Any
 from kdbench.engine.cell import CellTrainer, now, provenance, read_cell
 from kdbench.engine.context import CellRun
 from kdbench.engine.evaluation import deployables
-from kdbench.engine.loop import Progress
+from kdbench.engine.progress import Progress
 from kdbench.measure.operations import parameters
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import Metric

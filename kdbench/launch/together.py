@@ -110,7 +110,7 @@ class _Part:
 
     def _end(self, error: Exception, cell: CellFile, registry: Any, peers: Peers | None) -> int:
         """Write how the cell ended, once: what came to all processes, or what became of one of them."""
-        from kdbench.engine.loop import Interrupted
+        from kdbench.engine.progress import Interrupted
         from kdbench.launch.worker import FAILED, conclude, judge
 
         if isinstance(error, Interrupted):

@@ -96,7 +96,7 @@ def keep_reserve() -> None:
 
 def what_happened(e: BaseException) -> str:
     """Return an exception as a reader needs it: with its class, unless its text was written to be read alone."""
-    from kdbench.engine.loop import Diverged
+    from kdbench.engine.divergence import Diverged
     from kdbench.errors import KdbenchError
     from kdbench.protocol.types import NotApplicable
 
@@ -117,7 +117,7 @@ def conclude(
 ) -> int:
     """Write the record of a cell that ended with `error`, if `lease` still holds. Returns its exit code."""
     _reserve.clear()  # first of all: even an import takes memory
-    from kdbench.engine.loop import Interrupted
+    from kdbench.engine.progress import Interrupted
     from kdbench.launch.failure import write_failure
     from kdbench.results.lease import LeaseLost
 
@@ -150,7 +150,7 @@ def conclude(
 
 def judge(error: BaseException) -> tuple[Any, str, str | None]:
     """Return status, message and traceback for the record of a cell that ended with `error`."""
-    from kdbench.engine.loop import Diverged
+    from kdbench.engine.divergence import Diverged
     from kdbench.measure.memory import out_of_memory
     from kdbench.protocol.types import NotApplicable
 

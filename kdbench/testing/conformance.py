@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kdbench.engine.contract import ContractError
-from kdbench.engine.loop import Diverged
+from kdbench.engine.divergence import Diverged
 from kdbench.errors import KdbenchError, did_you_mean
 from kdbench.hooks import MethodEntry
 from kdbench.protocol.method import Method

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdbench.engine.context import CellRun
 from kdbench.engine.contract import ContractError
-from kdbench.engine.loop import Progress
+from kdbench.engine.progress import Progress
 from kdbench.engine.seeds import rng_state, seed_everything
 from kdbench.engine.trace import is_batchnorm
 from kdbench.protocol.method import Method

@@ -8,7 +8,7 @@ import torch
 
 from kdbench.engine.build_dataset import make_dataset
 from kdbench.engine.cell import Hooks, provenance, read_cell
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.engine.speed.sheet import measure_speed
 from kdbench.errors import KdbenchError
 from kdbench.registry import Registry

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from kdbench.engine.cell import now
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.engine.speed.batch import empty, find_batch
 from kdbench.engine.speed.models import Inputs, Model
 from kdbench.measure.environment import capture

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.testing.checks.teacher import changed
 from kdbench.testing.trial import Failed, Subject, Trial, inplace_flags
 
