@@ -316,7 +316,7 @@ def test_streams_of_images_are_read_once(
     world: World, company: Company, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With storage: stream, too; a cell with further views has a reader of its own."""
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # read in this process
+    monkeypatch.setattr("kdbench.engine.data.context.cores", lambda: 1)  # read in this process
     content = world.content("kd")
     dataset = {**content["dataset"], "storage": "stream"}
     names = ["vanilla", "kd", "mlkd", "dfad"]
