@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gang_world import STEPS, World, importable, install, outcome
+from gang_world import STEPS, World, outcome
 
 from kdbench.engine.cell import Hooks
 from kdbench.engine.divergence import Diverged
@@ -51,16 +51,6 @@ ACTS = [
 ]
 
 Ended = dict[str, BaseException | None]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    site = tmp_path_factory.mktemp("site")
-    install(site)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        importable(site)
-        yield World(tmp_path_factory.mktemp("world"))
 
 
 class Company:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ledger
 import pytest
 from fault_cases import EVERY
-from gang_world import World, importable, install, outcome
+from gang_world import World, outcome
 
 from kdbench.engine.cell import CellTrainer, Hooks
 from kdbench.engine.gang import Gang
@@ -25,16 +24,6 @@ STORAGE = {
     "limit_test": 40,
     "revision": "digits-v1",
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    site = tmp_path_factory.mktemp("site")
-    install(site)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        importable(site)
-        yield World(tmp_path_factory.mktemp("world"))
 
 
 class Cut(Hooks):
