@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 #: Seconds after which a process that should have ended is taken for hung.
 LIMIT_S = 240
@@ -38,11 +40,29 @@ class Command:
             check=False,
         )
 
+    def here(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run it to the end in this process, which has imported already what takes the command seconds.
+
+        For what it prints and returns; settings that it makes in the environment are undone.
+        """
+        from click.testing import CliRunner
+
+        from kdbench.cli import main
+
+        words = list(map(str, arguments))
+        with contextlib.chdir(self.cwd), mock.patch.dict(os.environ):
+            done = CliRunner().invoke(main, words, prog_name="kdbench", catch_exceptions=False)
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
     def run(
         self, matrix: Path, *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a matrix with one worker and without MLflow."""
         return self(*_run(matrix, arguments), cwd=cwd, env=env)
+
+    def run_here(self, matrix: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run a matrix as :meth:`run` does, in this process; all its runs share one server of workers."""
+        return self.here(*_run(matrix, arguments))
 
     def start(
         self, matrix: Path, *arguments: object, cwd: Path | None = None, env: Mapping[str, str] | None = None

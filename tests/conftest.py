@@ -41,6 +41,27 @@ def tiny_matrix(tmp_path):
     return write
 
 
+@pytest.fixture(scope="module")
+def gang_plugin(tmp_path_factory):
+    """The folder of the plug-in of ``gang_world``, which is on the path."""
+    from gang_world import importable, install
+
+    site = tmp_path_factory.mktemp("site")
+    install(site)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        importable(site)
+        yield site
+
+
+@pytest.fixture(scope="module")
+def world(gang_plugin, tmp_path_factory):
+    """Cells of milliseconds, with one teacher."""
+    from gang_world import World
+
+    return World(tmp_path_factory.mktemp("world"))
+
+
 @pytest.fixture
 def kdbench(tmp_path):
     """Run the command to its end in a process: ``kdbench("list", cwd=..., env={...})``."""

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from kdbench.engine.cell import CellTrainer, Hooks
 from kdbench.engine.checkpoint import load_state
 from kdbench.engine.gang import Gang, Member
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.registry import Registry
 from kdbench.results.schema import TeacherRef
 

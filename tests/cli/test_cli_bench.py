@@ -62,12 +62,12 @@ def test_bad_input_is_told_in_one_line(kdbench, suite, tmp_path):
     kept.mkdir()
     (kept / "monday.json").write_text("{}")
     assert "no results 'mondy' in .benchmarks (did you mean 'monday'?)" in error_line(
-        kdbench("bench", path, "--compare", "mondy")
+        kdbench.here("bench", path, "--compare", "mondy")
     )
-    assert "not results of `kdbench bench`" in error_line(kdbench("bench", path, "--compare", "monday"))
-    assert "is no name for results" in error_line(kdbench("bench", path, "--save", "../x"))
-    assert "no such file or folder" in error_line(kdbench("bench", "missing"))
-    assert "--compare x.json: no such file" in error_line(kdbench("bench", path, "--compare", "x.json"))
+    assert "not results of `kdbench bench`" in error_line(kdbench.here("bench", path, "--compare", "monday"))
+    assert "is no name for results" in error_line(kdbench.here("bench", path, "--save", "../x"))
+    assert "no such file or folder" in error_line(kdbench.here("bench", "missing"))
+    assert "--compare x.json: no such file" in error_line(kdbench.here("bench", path, "--compare", "x.json"))
 
 
 def test_nothing_to_run(kdbench, suite):

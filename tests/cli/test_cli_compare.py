@@ -39,28 +39,30 @@ def test_equal_folders_give_code_0(kdbench, a):
 
 def test_a_regression_gives_code_1_unless_tolerated(kdbench, a, tmp_path):
     b = run_folder(tmp_path / "b", shift=-2.0)
-    done = kdbench("compare", a, b)
+    done = kdbench.here("compare", a, b)
     assert done.returncode == 1
     assert "regression: digits" in done.stdout
     assert "top-1 -2.20 points" in done.stdout
-    assert kdbench("compare", a, b, "--tolerance", 3).returncode == 0
-    assert kdbench("compare", b, a).returncode == 0
+    assert kdbench.here("compare", a, b, "--tolerance", 3).returncode == 0
+    assert kdbench.here("compare", b, a).returncode == 0
 
 
 def test_the_help_says_which_cells_count(kdbench):
-    assert "a cell that is done in A and failed in B" in " ".join(kdbench("compare", "--help").stdout.split())
+    assert "a cell that is done in A and failed in B" in " ".join(
+        kdbench.here("compare", "--help").stdout.split()
+    )
 
 
 def test_a_cell_that_broke_gives_code_1(kdbench, a, tmp_path):
     b = run_folder(tmp_path / "b", status="failed")
-    done = kdbench("compare", a, b, "--tolerance", 99, "--ignore-speed")
+    done = kdbench.here("compare", a, b, "--tolerance", 99, "--ignore-speed")
     assert done.returncode == 1
     assert "seed 0: done in A, failed in B" in done.stdout
 
 
 def test_json(kdbench, a, tmp_path):
     b = run_folder(tmp_path / "b", shift=-2.0, device_name="Other")
-    done = kdbench("compare", a, b, "--json")
+    done = kdbench.here("compare", a, b, "--json")
     content = json.loads(done.stdout)
     (line,) = content["lines"]
     assert line["accuracy"]["value"] == pytest.approx(-2.2)
@@ -74,27 +76,27 @@ def test_a_board_and_its_folder_of_records(kdbench, a, tmp_path):
     (board / "records").mkdir(parents=True)
     for path in (a / "cells").glob("*/result.json"):
         shutil.copy(path, board / "records" / f"{path.parent.name}.json")
-    assert kdbench("compare", a, board).returncode == 0
-    assert kdbench("compare", board / "records", a).returncode == 0
+    assert kdbench.here("compare", a, board).returncode == 0
+    assert kdbench.here("compare", board / "records", a).returncode == 0
 
 
 def test_bad_input_is_told_in_one_line(kdbench, a, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.json").write_text("{}")
-    assert "holds no records" in error_line(kdbench("compare", a, tmp_path / "empty"))
+    assert "holds no records" in error_line(kdbench.here("compare", a, tmp_path / "empty"))
     for left, right in ((a, "nope"), (tmp_path / "x.json", "nope"), ("nope", a)):
-        assert error_line(kdbench("compare", left, right)) == "nope: no such file or folder"
-    assert "did you mean 'x.json'" in error_line(kdbench("compare", "y.json", "x.json"))
+        assert error_line(kdbench.here("compare", left, right)) == "nope: no such file or folder"
+    assert "did you mean 'x.json'" in error_line(kdbench.here("compare", "y.json", "x.json"))
     (tmp_path / "d.csv").write_text("model,mode\n")
-    line = error_line(kdbench("compare", "d.csv", "x.json"))
+    line = error_line(kdbench.here("compare", "d.csv", "x.json"))
     assert line == "d.csv: not a speed sheet of `kdbench throughput` (expected the .json file of --out)"
-    assert "expected two folders, or two files" in error_line(kdbench("compare", a, tmp_path / "x.json"))
+    assert "expected two folders, or two files" in error_line(kdbench.here("compare", a, tmp_path / "x.json"))
     for text in ("{}", '{"seeds": 3}', "[]"):
         (tmp_path / "x.json").write_text(text)
-        line = error_line(kdbench("compare", tmp_path / "x.json", tmp_path / "x.json"))
+        line = error_line(kdbench.here("compare", tmp_path / "x.json", tmp_path / "x.json"))
         assert line.endswith("not a speed sheet of `kdbench throughput` (expected the .json file of --out)")
     other = write_run(tmp_path / "o", [make_record(dataset="other")])
-    line = error_line(kdbench("compare", a, other))
+    line = error_line(kdbench.here("compare", a, other))
     assert "have nothing in common; A has digits" in line
     assert line.endswith("they differ in dataset.name digits and other")
 

@@ -33,7 +33,7 @@ def test_a_table_and_a_file(kdbench, tmp_path):
 
 def test_timm_columns_and_training(kdbench, tmp_path):
     out = tmp_path / "timm.csv"
-    done = kdbench(
+    done = kdbench.here(
         *("throughput", "timm:test_resnet", "--batch-sizes", 2, "--train", "--no-infer", *QUICK),
         *("--format", "timm-csv", "--out", out),
     )
@@ -47,14 +47,14 @@ def test_timm_columns_and_training(kdbench, tmp_path):
 
 
 def test_records_make_a_board(kdbench, tmp_path):
-    done = kdbench("throughput", "timm:test_resnet", "--batch-sizes", 2, *QUICK, "--records", "speeds")
+    done = kdbench.here("throughput", "timm:test_resnet", "--batch-sizes", 2, *QUICK, "--records", "speeds")
     assert done.returncode == 0, done.stderr
     assert "1 record(s) in speeds" in done.stderr
-    built = kdbench("leaderboard", "build", "board", "--from", "speeds")
+    built = kdbench.here("leaderboard", "build", "board", "--from", "speeds")
     assert built.returncode == 0, built.stderr
-    assert kdbench("leaderboard", "check", "board").returncode == 0
+    assert kdbench.here("leaderboard", "check", "board").returncode == 0
     assert "Speed in fp32 on " in (tmp_path / "board" / "README.md").read_text()
-    same = kdbench("compare", "speeds", "board")
+    same = kdbench.here("compare", "speeds", "board")
     assert same.returncode == 0, same.stdout + same.stderr
     assert "infer fp32 b2" in same.stdout
 
@@ -70,14 +70,14 @@ def test_a_matrix_of_speeds_is_the_same_product(kdbench, tmp_path):
         methods=["vanilla"],
         throughput={"only": True, "batch_sizes": [2], "rounds": 2, "max_seconds": 0.1},
     )
-    done = kdbench.run(matrix)
+    done = kdbench.run_here(matrix)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     for mode in ("infer", "train"):
         assert ["timm:test_resnet", mode, "fp32", "2"] in [line[:4] for line in lines]
     assert "Speed in fp32 on " in (tmp_path / "runs" / "speeds" / "board" / "README.md").read_text()
-    assert "nothing to do, 1 done" in kdbench.run(matrix).stdout
-    again = kdbench.run(matrix, "--set", "throughput.batch_sizes=[4]", "--dry-run")
+    assert "nothing to do, 1 done" in kdbench.run_here(matrix).stdout
+    again = kdbench.run_here(matrix, "--set", "throughput.batch_sizes=[4]", "--dry-run")
     assert "1 cell(s) would run" in again.stdout
 
 
@@ -98,16 +98,18 @@ def test_a_matrix_says_why_a_row_failed(kdbench, tmp_path):
             "max_seconds": 0.1,
         },
     )
-    done = kdbench.run(matrix)
+    done = kdbench.run_here(matrix)
     assert done.returncode == 0, done.stderr
     (reason,) = (line for line in done.stdout.splitlines() if ": failed: " in line)
     assert reason.startswith("warning: vanilla | timm:test_resnet | ")
     assert ": train, fp32, batch 1: failed: ValueError: " in reason
-    assert reason in kdbench.run(matrix).stdout
+    assert reason in kdbench.run_here(matrix).stdout
 
 
 def test_a_row_that_fails_is_shown_and_gives_code_1(kdbench):
-    done = kdbench("throughput", "timm:test_resnet", "--batch-sizes", "1,2", "--train", "--no-infer", *QUICK)
+    done = kdbench.here(
+        "throughput", "timm:test_resnet", "--batch-sizes", "1,2", "--train", "--no-infer", *QUICK
+    )
     assert done.returncode == 1
     assert "failed: timm:test_resnet, train, fp32, batch 1: ValueError" in done.stdout
 
@@ -134,7 +136,7 @@ def test_a_row_that_fails_is_shown_and_gives_code_1(kdbench):
     ],
 )
 def test_bad_input_is_told_in_one_line(kdbench, arguments, expected):
-    assert expected in error_line(kdbench("throughput", *arguments))
+    assert expected in error_line(kdbench.here("throughput", *arguments))
 
 
 def test_a_tag_of_weights_is_part_of_a_name():

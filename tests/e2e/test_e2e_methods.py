@@ -119,11 +119,11 @@ def test_evaluator_columns(all_methods):
 def test_route_that_is_needed_later(all_methods, kdbench, tiny_matrix):
     """A finished teacher is trained again only for its route, and its record stays."""
     matrix = tiny_matrix("methods", methods=["kd"])
-    assert kdbench.run(matrix).returncode == 0
+    assert kdbench.run_here(matrix).returncode == 0
     run = kdbench.cwd / "runs" / "methods"
     kept = done_files(run)
     matrix = tiny_matrix("methods", methods=["kd", {"name": "rco", "params": {"anchors": 2}}])
-    done = kdbench.run(matrix)
+    done = kdbench.run_here(matrix)
     assert done.returncode == 0, done.stderr
     after = done_files(run)
     assert len(after) == len(kept) + 1
@@ -134,18 +134,18 @@ def test_route_that_is_needed_later(all_methods, kdbench, tiny_matrix):
 def test_prepare_then_cell_then_run(kdbench, tiny_matrix):
     """The steps of a cluster: prepare, single cells in any process, and the matrix at the end."""
     matrix = tiny_matrix("steps", methods=["kd", "vanilla"])
-    data = kdbench("prepare", matrix, "--data-only")
+    data = kdbench.here("prepare", matrix, "--data-only")
     assert data.returncode == 0, data.stderr
     assert "1797" in data.stdout or "images, revision" in data.stdout
     assert not (kdbench.cwd / "runs").exists()
-    prepared = kdbench("prepare", matrix, "--workers", 1)
+    prepared = kdbench.here("prepare", matrix, "--workers", 1)
     assert prepared.returncode == 0, prepared.stderr
     run = kdbench.cwd / "runs" / "steps"
     (teacher,) = records(run).values()
     assert teacher["labels"]["role"] == "teacher"
-    assert "nothing to do" in kdbench("prepare", matrix).stdout
+    assert "nothing to do" in kdbench.here("prepare", matrix).stdout
 
-    assert kdbench.run(matrix).returncode == 0
+    assert kdbench.run_here(matrix).returncode == 0
     kept = records(run)
     student = next(r for r in kept.values() if r["labels"]["method"] == "kd")
     # the same cell alone, in a folder that was moved: launchers on other machines do this
@@ -161,7 +161,7 @@ def test_prepare_then_cell_then_run(kdbench, tiny_matrix):
 
 def test_cell_without_a_cell_file(kdbench):
     (kdbench.cwd / "empty").mkdir()
-    line = error_line(kdbench("cell", kdbench.cwd / "empty"))
+    line = error_line(kdbench.here("cell", kdbench.cwd / "empty"))
     assert "cell.json" in line
 
 
@@ -189,7 +189,7 @@ def test_checkpoint_teacher(all_methods, trained_file, kdbench, tiny_matrix, for
         torch.save({"state_dict": state, "epoch": 3}, path)
     teacher = {"name": TEACHER, "checkpoint": str(path)}
     matrix = tiny_matrix("file", pairs=[{"teacher": teacher, "student": "timm:test_efficientnet"}])
-    done = kdbench.run(matrix)
+    done = kdbench.run_here(matrix)
     assert done.returncode == 0, done.stderr
     (record,) = records(kdbench.cwd / "runs" / "file").values()
     (ref,) = record["teachers"]
@@ -215,7 +215,7 @@ def test_unusable_checkpoint(trained_file, kdbench, tiny_matrix, case):
     if case == "changed":
         teacher["sha256"] = "0" * 64
     matrix = tiny_matrix("file", pairs=[{"teacher": teacher, "student": "timm:test_efficientnet"}])
-    line = error_line(kdbench.run(matrix))
+    line = error_line(kdbench.run_here(matrix))
     assert str(path) in line
     assert {
         "missing": "cannot read",
@@ -228,14 +228,13 @@ def test_unusable_checkpoint(trained_file, kdbench, tiny_matrix, case):
 
 def test_limits_are_stratified_and_seeded(kdbench, tiny_matrix):
     """limit_train enters the cell id: other data, other cell."""
-    matrix = tiny_matrix("limits", methods=["vanilla"], datasets=[{**DIGITS, "limit_train": 64}])
-    assert kdbench.run(matrix).returncode == 0
-    run = kdbench.cwd / "runs" / "limits"
-    assert kdbench.run(tiny_matrix("limits", methods=["vanilla"])).returncode == 0
-    assert len(records(run)) == 2
-    assert sorted(r["cost"]["steps"] for r in records(run).values())[0] < max(
-        r["cost"]["steps"] for r in records(run).values()
-    )
+    fewer = {**DIGITS, "limit_train": 64, "label": "fewer"}
+    matrix = tiny_matrix("limits", methods=["vanilla"], datasets=[fewer, DIGITS])
+    assert kdbench.run_here(matrix).returncode == 0
+    found = records(kdbench.cwd / "runs" / "limits").values()
+    steps = {r["labels"]["dataset"]: r["cost"]["steps"] for r in found}
+    assert len(found) == 2
+    assert steps["fewer"] < steps["digits"]
 
 
 def test_dry_run_tells_why_cells_cannot_be(kdbench, tiny_matrix):
@@ -252,7 +251,7 @@ def test_dry_run_tells_why_cells_cannot_be(kdbench, tiny_matrix):
         pairs=[{"teacher": "timm:test_convnext", "student": "timm:test_resnet"}],
         recipe={**RECIPE, "batch_size": 2},
     )
-    done = kdbench("run-matrix", matrix, "--dry-run")
+    done = kdbench.here("run-matrix", matrix, "--dry-run")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     for reason in reasons.values():
@@ -262,7 +261,7 @@ def test_dry_run_tells_why_cells_cannot_be(kdbench, tiny_matrix):
 
 def test_hyper_parameter_out_of_range(kdbench, tiny_matrix):
     matrix = tiny_matrix("range", methods=["kd", {"name": "crd", "params": {"temperature": 0}}])
-    line = error_line(kdbench.run(matrix))
+    line = error_line(kdbench.run_here(matrix))
     assert f"{matrix}:" in line
     assert "'crd'" in line
     assert "temperature" in line

@@ -48,6 +48,10 @@ def cut(undisturbed, kdbench, tmp_path):
 def check_completed(done, run, undisturbed, kept):
     """The run is that of the undisturbed one, and what was finished before is as it was."""
     assert done.returncode == 0, done.stdout + done.stderr
+    check_same(run, undisturbed, kept)
+
+
+def check_same(run, undisturbed, kept):
     assert outcome(run) == outcome(undisturbed[1])
     after = done_files(run)
     assert len(after) == CELLS
@@ -122,68 +126,61 @@ def test_kill_of_a_worker(cut, undisturbed, kdbench, number):
     check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
 
 
-@pytest.mark.parametrize("number", range(2))
-def test_kill_of_the_parent(cut, undisturbed, kdbench, number):
-    dice = random.Random(f"parent {number}")
-    started, run = cut(2 + 6 * number)
-    time.sleep(dice.uniform(0, 0.4))
-    workers = started.workers()
-    started.process.kill()
-    started.process.wait()
-    wait_until(lambda: not any(map(alive, workers)), "the workers of a killed parent to leave", limit_s=20)
-    kept = done_files(run)
-    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
+def finished_since(run, kept):
+    """Return the finished records, of which those that were there before are as they were."""
+    now = done_files(run)
+    assert kept.items() <= now.items()
+    return now
 
 
-def test_kill_of_both_twice(cut, undisturbed, kdbench):
-    for number, epochs in enumerate((4, 9)):
+def test_kills_until_the_end(cut, undisturbed, kdbench):
+    """Of the parent, of both, of the parent again; then a checkpoint is damaged, which costs epochs only."""
+    dice, kept = random.Random("parent"), {}
+    for epochs, both in ((2, False), (5, True), (8, False)):
         started, run = cut(epochs)
-        time.sleep(random.Random(number).uniform(0, 0.3))
-        for pid in [*started.workers(), started.pid]:
+        if epochs < 8:  # the last one has to leave a checkpoint
+            time.sleep(dice.uniform(0, 0.3))
+        workers = started.workers()
+        for pid in [*(workers if both else ()), started.pid]:
             os.kill(pid, signal.SIGKILL)
         started.process.wait()
-    kept = done_files(run)
+        wait_until(
+            lambda pids=workers: not any(map(alive, pids)),
+            "the workers of a killed parent to leave",
+            limit_s=20,
+        )
+        kept = finished_since(run, kept)
+    for path in run.glob("cells/*/checkpoint.safetensors"):
+        path.write_bytes(path.read_bytes()[:-100])
     check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stop_and_go(cut, undisturbed, kdbench, number):
-    started, run = cut(5)
-    wait_until(started.workers, "a worker")
-    os.kill(started.pid, number)
-    assert started.wait() == 130, started.stderr
-    assert not started.workers()
-    assert "stopping: running cells save their state" in started.stderr
-    last = started.lines[-1]
-    assert last.startswith("interrupted; `kdbench run-matrix ")
-    assert last.endswith("goes on from here")
-    kept = done_files(run)
-    assert len(kept) < CELLS
-    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
-
-
-def test_stop_saves_the_step(cut, kdbench):
-    """What a stopped cell had done is not done again: its checkpoint holds the step, the record two attempts."""
-    started, run = cut(1)
-    wait_until(lambda: any(run.glob("cells/*/checkpoint.safetensors")), "a checkpoint")
-    os.kill(started.pid, signal.SIGINT)
-    assert started.wait() == 130
-    saved = [p for p in run.glob("cells/*/checkpoint.safetensors") if not (p.parent / "result.json").exists()]
-    assert len(saved) <= 1
-    plan = kdbench.run(started.process.args[4], "--dry-run")
-    assert plan.returncode == 0
-    assert ("1 interrupted" in plan.stdout) == bool(saved)
-
-
-def test_moved_run_folder(cut, undisturbed, kdbench, tmp_path):
-    started, run = cut(7)
-    os.kill(started.pid, signal.SIGINT)
-    assert started.wait() == 130
+def test_stop_and_go(cut, undisturbed, kdbench, tmp_path):
+    """By Ctrl-C and by the warning of a cluster; then it goes on in another folder."""
+    kept = {}
+    for number, epochs in ((signal.SIGINT, 4), (signal.SIGTERM, 8)):
+        started, run = cut(epochs)
+        wait_until(started.workers, "a worker")
+        os.kill(started.pid, number)
+        assert started.wait() == 130, started.stderr
+        assert not started.workers()
+        assert "stopping: running cells save their state" in started.stderr
+        last = started.lines[-1]
+        assert last.startswith("interrupted; `kdbench run-matrix ")
+        assert last.endswith("goes on from here")
+        # what a stopped cell had done is not done again
+        checkpoints = run.glob("cells/*/checkpoint.safetensors")
+        saved = [p for p in checkpoints if not (p.parent / "result.json").exists()]
+        assert len(saved) <= 1
+        plan = kdbench.run_here(undisturbed[0], "--dry-run")
+        assert plan.returncode == 0
+        assert ("1 interrupted" in plan.stdout) == bool(saved)
+        kept = finished_since(run, kept)
+        assert len(kept) < CELLS
+    assert kept
     elsewhere = tmp_path / "other disk" / "results"
     elsewhere.mkdir(parents=True)
     shutil.move(run, elsewhere / "cut")
-    kept = done_files(elsewhere / "cut")
-    assert kept
     done = kdbench.run(undisturbed[0], "--runs", elsewhere)
     check_completed(done, elsewhere / "cut", undisturbed, kept)
     assert not run.exists()
@@ -202,14 +199,4 @@ def test_two_parents_at_once(cut, undisturbed, kdbench):
     told = f"kdbench: error: {run.relative_to(kdbench.cwd)}: another kdbench is running this matrix (process "
     assert line.startswith(told)
     assert started.wait() == 0, started.stderr
-    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, done_files(run))
-
-
-def test_damaged_checkpoint_costs_epochs_only(cut, undisturbed, kdbench):
-    started, run = cut(8)
-    started.process.kill()
-    started.process.wait()
-    for path in run.glob("cells/*/checkpoint.safetensors"):
-        path.write_bytes(path.read_bytes()[:-100])
-    kept = done_files(run)
-    check_completed(kdbench.run(undisturbed[0]), run, undisturbed, kept)
+    check_same(run, undisturbed, {})

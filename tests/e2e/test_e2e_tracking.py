@@ -22,7 +22,7 @@ def closed_port():
 def test_tracking_down_then_sync(kdbench, tiny_matrix, closed_port):
     matrix = tiny_matrix("tracked")
     uri = f"http://127.0.0.1:{closed_port}"
-    down = kdbench.run(matrix, "--tracking-uri", uri)
+    down = kdbench.run_here(matrix, "--tracking-uri", uri)
     assert down.returncode == 0, down.stderr
     warnings = [line for line in down.stderr.splitlines() if line.startswith("warning: sink 'mlflow'")]
     assert len(warnings) == 1
@@ -32,10 +32,10 @@ def test_tracking_down_then_sync(kdbench, tiny_matrix, closed_port):
     assert len(kept) == 2
 
     store = f"sqlite:///{kdbench.cwd / 'store.db'}"
-    sync = kdbench("sync", "tracked", "--tracking-uri", store)
+    sync = kdbench.here("sync", "tracked", "--tracking-uri", store)
     assert sync.returncode == 0, sync.stderr
     assert "2 written, 0 unchanged, 0 failed" in sync.stdout
-    again = kdbench("sync", "tracked", "--tracking-uri", store)
+    again = kdbench.here("sync", "tracked", "--tracking-uri", store)
     assert "0 written, 2 unchanged, 0 failed" in again.stdout
     assert done_files(run) == kept
 
@@ -58,17 +58,17 @@ def test_tracking_down_then_sync(kdbench, tiny_matrix, closed_port):
 
 
 def test_wrong_tracking_uri(kdbench, tiny_matrix):
-    done = kdbench.run(tiny_matrix("typo", seeds=1), "--tracking-uri", "sqlit:///x.db")
+    done = kdbench.run_here(tiny_matrix("typo", seeds=1), "--tracking-uri", "sqlit:///x.db")
     assert done.returncode == 0, done.stderr
     assert "warning: sink 'mlflow' is off" in done.stderr
     assert len(done_files(kdbench.cwd / "runs" / "typo")) == 2
 
 
 def test_the_default_store_says_what_an_empty_one_says_after_sync(kdbench, tiny_matrix):
-    done = kdbench.run(tiny_matrix("plain", methods=["vanilla", "kd"]), "--sink", "mlflow")
+    done = kdbench.run_here(tiny_matrix("plain", methods=["vanilla", "kd"]), "--sink", "mlflow")
     assert done.returncode == 0, done.stderr
     live = f"sqlite:///{kdbench.cwd / 'mlflow.db'}"
-    sync = kdbench("sync", "plain")
+    sync = kdbench.here("sync", "plain")
     assert "0 written, 3 unchanged, 0 failed" in sync.stdout
 
     said = contents(live, "plain")
@@ -83,7 +83,7 @@ def test_the_default_store_says_what_an_empty_one_says_after_sync(kdbench, tiny_
     assert kd["inputs"]
 
     empty = f"sqlite:///{kdbench.cwd / 'empty.db'}"
-    sync = kdbench("sync", "plain", "--tracking-uri", empty)
+    sync = kdbench.here("sync", "plain", "--tracking-uri", empty)
     assert "3 written, 0 unchanged, 0 failed" in sync.stdout
     rebuilt = contents(empty, "plain")
     (invocation,) = (run for (kind, _), run in rebuilt.items() if kind == "matrix")

@@ -20,11 +20,11 @@ def test_a_search_and_the_track_that_it_gives(tmp_path):
         tune={"trials": 2, "seeds": [9]},
     )
     command = Command(tmp_path)
-    first = command("tune", str(path), "--method", "kd", "--trials", "1", "--device", "cpu")
+    first = command.here("tune", str(path), "--method", "kd", "--trials", "1", "--device", "cpu")
     assert first.returncode == 0, first.stderr
     run = tmp_path / "runs" / "tiny"
     once = json.loads((run / "tuned.json").read_text())["studies"]
-    second = command("tune", str(path), "--device", "cpu")
+    second = command.here("tune", str(path), "--device", "cpu")
     assert second.returncode == 0, second.stderr
     studies = {s["variant"]: s for s in json.loads((run / "tuned.json").read_text())["studies"].values()}
     assert {name: len(s["trials"]) for name, s in studies.items()} == {"vanilla": 0, "kd": 2}
@@ -37,7 +37,7 @@ def test_a_search_and_the_track_that_it_gives(tmp_path):
         assert {t["top1"] for t in record["teachers"]} == {None}
     assert {r["validation"]["last"] for r in trials} == {t["value"] for t in studies["kd"]["trials"]}
 
-    done = command.run(path)
+    done = command.run_here(path)
     assert done.returncode == 0, done.stderr
     made = [r for r in records(run).values() if r["labels"]["role"] == "student"]
     tuned = [r for r in made if r["labels"]["track"] == "per-pair-tuned"]

@@ -74,8 +74,11 @@ def test_its_own_tests_pass(place):
 
 
 def test_it_passes_the_conformance_command(place):
-    report = json.loads(place.kdbench("check-method", "centred-mse", "--json"))
-    assert {c["name"] for c in report["checks"]} >= {"finite losses", "teacher untouched", "resume", "needs"}
+    """Some of the checks; the plug-in's own tests make all of them."""
+    names = ("finite losses", "teacher untouched", "needs")
+    only = [word for name in names for word in ("--check", name)]
+    report = json.loads(place.kdbench("check-method", "centred-mse", "--json", *only))
+    assert {c["name"] for c in report["checks"]} == set(names)
     assert [c for c in report["checks"] if not c["passed"]] == []
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from kdbench.engine.cell import CellTrainer, Hooks, read_cell
 from kdbench.engine.cost import warm
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.errors import KdbenchError
 from kdbench.launch.plan import Plan, PlannedCell, Planner
 from kdbench.matrix import load_matrix

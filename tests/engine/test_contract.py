@@ -13,7 +13,7 @@ from torch import nn
 
 from kdbench.engine.contract import ContractError
 from kdbench.engine.handle import NetHandle
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import Out, Phase, Tap
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdbench.engine.checkpoint import load_state
 from kdbench.engine.contract import ContractError
 from kdbench.engine.divergence import WINDOW, Bad, Diverged, Terms, check_weights, told
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import Batch, NotApplicable, Opt, Phase
 

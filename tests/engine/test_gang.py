@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gang_world import STEPS, World, importable, install, outcome
+from gang_world import STEPS, World, outcome
 
 from kdbench.engine.cell import Hooks
 from kdbench.engine.divergence import Diverged
 from kdbench.engine.forwards import Forwards
 from kdbench.engine.gang import Gang
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.engine.settings import settings
 from kdbench.protocol.types import NotApplicable
 
@@ -51,16 +51,6 @@ ACTS = [
 ]
 
 Ended = dict[str, BaseException | None]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    site = tmp_path_factory.mktemp("site")
-    install(site)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        importable(site)
-        yield World(tmp_path_factory.mktemp("world"))
 
 
 class Company:
@@ -316,7 +306,7 @@ def test_streams_of_images_are_read_once(
     world: World, company: Company, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With storage: stream, too; a cell with further views has a reader of its own."""
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # read in this process
+    monkeypatch.setattr("kdbench.engine.data.context.cores", lambda: 1)  # read in this process
     content = world.content("kd")
     dataset = {**content["dataset"], "storage": "stream"}
     names = ["vanilla", "kd", "mlkd", "dfad"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kdbench.engine import checkpoint
 from kdbench.engine.checkpoint import load_state, pack, save_state, unpack
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.errors import KdbenchError
 from kdbench.protocol.method import Method
 from kdbench.protocol.types import Batch, Opt, Phase

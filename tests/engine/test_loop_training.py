@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kdbench.engine.loop import Diverged, Interrupted
+from kdbench.engine.divergence import Diverged
 from kdbench.engine.phases import checked, epochs_of, extra_parameters
+from kdbench.engine.progress import Interrupted
 from kdbench.errors import KdbenchError
 from kdbench.hooks import Needs
 from kdbench.protocol.method import Method

@@ -9,7 +9,7 @@ import pytest
 from matrices import write_matrix
 
 from kdbench.engine.cell import Hooks
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.engine.speed.cell import SpeedCell
 from kdbench.errors import KdbenchError
 from kdbench.launch.plan import Planner

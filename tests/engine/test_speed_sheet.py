@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdbench.engine.speed import batch as batches
 from kdbench.engine.speed import sheet as sheets
 from kdbench.engine.speed.models import Inputs, Model
 from kdbench.engine.speed.sheet import measure_speed, warnings_of
@@ -128,7 +129,8 @@ def test_channels_last_is_that_of_weights_and_images(registry):
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convs)
 
 
-def test_what_fails_is_a_row_with_its_reason(registry):
+def test_what_fails_is_a_row_with_its_reason(registry, monkeypatch):
+    monkeypatch.setattr(batches, "LARGEST", 8)
     wanted = settings(
         "timm:test_resnet",
         "timm:resnet18",

@@ -18,7 +18,7 @@ from kdbench.engine.build_dataset import make_dataset
 from kdbench.engine.cell import CellTrainer
 from kdbench.engine.cellspec import CellFile
 from kdbench.engine.gang import Gang
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 from kdbench.engine.teacher_cache import Lookup, TableOut, TeacherCache, table_key, tables_folder
 from kdbench.engine.unchanged import Unchanged
 from kdbench.launch.plan import Planner

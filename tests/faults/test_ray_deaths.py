@@ -10,7 +10,8 @@ from commands import Command, alive, done_files, records, wait_until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "ray"))
 
-from held_cells import COMMAND, Held, held_cluster, results
+from held_cells import COMMAND, Held, held_cluster
+from held_methods import results
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ledger
 import pytest
 from fault_cases import EVERY
-from gang_world import World, importable, install, outcome
+from gang_world import World, outcome
 
 from kdbench.engine.cell import CellTrainer, Hooks
 from kdbench.engine.gang import Gang
-from kdbench.engine.loop import Interrupted
+from kdbench.engine.progress import Interrupted
 
 #: A bank; students and optimizers of their own; a generator without data; two phases; routes of a teacher.
 METHODS = ["crd", "ffl", "dfad", "ab", "mlkd"]
@@ -25,16 +24,6 @@ STORAGE = {
     "limit_test": 40,
     "revision": "digits-v1",
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    site = tmp_path_factory.mktemp("site")
-    install(site)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        importable(site)
-        yield World(tmp_path_factory.mktemp("world"))
 
 
 class Cut(Hooks):

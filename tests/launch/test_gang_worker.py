@@ -11,23 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gang_world import STEPS, World, importable, install, outcome
+from gang_world import STEPS, World, outcome
 
 from kdbench.launch.gang_worker import run_gang
 from kdbench.launch.worker import run_folder
 from kdbench.results.holder import newest_holder
 
 Events = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    site = tmp_path_factory.mktemp("site")
-    install(site)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        importable(site)
-        yield World(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

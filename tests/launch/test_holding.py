@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from factories import make_record
-from gang_world import World, importable, install
+from gang_world import World
 
 from kdbench.errors import KdbenchError
 from kdbench.launch.gang_worker import run_gang
@@ -25,16 +24,6 @@ from kdbench.results import lease as leases
 from kdbench.results.holder import newest_holder
 from kdbench.results.lease import Lease
 from kdbench.results.store import remove_unfinished
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    site = tmp_path_factory.mktemp("site")
-    install(site)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        importable(site)
-        yield World(tmp_path_factory.mktemp("world"))
 
 
 def put(folder: Path, status: str) -> None:

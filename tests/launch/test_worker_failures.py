@@ -10,7 +10,7 @@ import pytest
 from matrices import write_matrix
 
 from kdbench.engine.cell import CellTrainer
-from kdbench.engine.loop import Diverged
+from kdbench.engine.divergence import Diverged
 from kdbench.errors import DataError, KdbenchError
 from kdbench.launch.plan import Planner
 from kdbench.launch.worker import FAILED, run_folder

@@ -2,91 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from commands import Started, alive, records, wait_until
-from fake_distributions import Distributions
+from commands import Started, alive, wait_until
+from held_methods import install
 from matrices import STUDENT, TEACHER, write_matrix
 from ray_cluster import RayCluster
 
-ENTRIES = """
-from kdbench.hooks import MethodEntry, Needs, hookimpl
-
-
-@hookimpl
-def kdbench_methods():
-    alone = Needs(teachers=0)
-    return [
-        MethodEntry(name="master", target="held_in_ray:Master", version="1", needs=alone),
-        MethodEntry(name="pupil", target="held_in_ray:Pupil", version="1"),
-        MethodEntry(name="crasher", target="held_in_ray:Crasher", version="1"),
-    ]
-"""
-#: In the second epoch a cell waits while there is a file `hold-NAME`, and says so with `held-NAME-PROCESS`.
-#: When it is asked to save it says so with `asked-NAME`.
-METHODS = """
-import os
-import signal
-import time
-from pathlib import Path
-
-from kdbench.api import Method, MethodParams, Needs
-
-gate = Path(os.environ["GATE"])
-
-
-class Master(Method):
-    needs = Needs(teachers=0)
-    name = "master"
-
-    def loss(self, S, T, batch, run):
-        while run.epoch and (gate / f"hold-{self.name}").exists():
-            held = gate / f"held-{self.name}-{os.getpid()}"
-            if not held.exists():
-                self.tell_when_asked()
-                held.touch()
-            time.sleep(0.02)
-        return {"task": run.task.loss(S, batch)}
-
-    def tell_when_asked(self):
-        save = signal.getsignal(signal.SIGTERM)
-
-        def asked(*arguments):
-            (gate / f"asked-{self.name}").touch()
-            save(*arguments)
-
-        signal.signal(signal.SIGTERM, asked)
-
-
-class Pupil(Master):
-    needs = Needs()
-    name = "pupil"
-
-
-class Crasher(Master):
-    needs = Needs()
-    name = "crasher"
-
-    def loss(self, S, T, batch, run):
-        print("last words", flush=True)
-        os._exit(7)
-"""
 COMMAND = ("--launcher", "ray", "--workers", 2)
 
 
 @contextmanager
 def held_cluster(folder: Path) -> Iterator[RayCluster]:
     """A Ray with a head and no other node."""
-    site = Distributions(folder / "packages")
-    (site.path / "held_in_ray.py").write_text(METHODS)
-    site.add("held", ENTRIES)
-    # in front of the packages that the tests themselves run with
-    paths = [str(site.path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ray = RayCluster(PYTHONPATH=os.pathsep.join(paths), GATE=str(folder))
+    ray = RayCluster(**install(folder / "packages"), GATE=str(folder))
     try:
         ray.start()
         yield ray
@@ -128,9 +60,3 @@ class Held:
     def let_go(self, name: str) -> None:
         """Let a cell go on, now and in later tries."""
         (self.folder / f"hold-{name}").unlink()
-
-
-def results(run: Path) -> dict[str, Any]:
-    """Return what must not depend on what went wrong."""
-    done = {cell: r for cell, r in records(run).items() if r["status"] == "done"}
-    return {c: (r["weights_sha256"], r["deployables"], r["cost"]["steps"]) for c, r in done.items()}

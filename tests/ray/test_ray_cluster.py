@@ -4,7 +4,8 @@ import signal
 
 import pytest
 from commands import Command, alive, by_variant, done_files, records, wait_until
-from held_cells import COMMAND, Held, held_cluster, results
+from held_cells import COMMAND, Held, held_cluster
+from held_methods import results
 
 pytestmark = pytest.mark.e2e
 

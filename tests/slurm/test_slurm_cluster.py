@@ -1,77 +1,23 @@
 """The launcher on a real Slurm of one node: what goes wrong there costs nothing that was finished."""
 
 import json
-import os
 
 import pytest
 from commands import Command, alive, by_variant, done_files, records, wait_until
-from fake_distributions import Distributions
+from held_methods import install, results
 from matrices import STUDENT, TEACHER, write_matrix
 from slurm_cluster import Slurm
 
 pytestmark = pytest.mark.e2e
 
-ENTRIES = """
-from kdbench.hooks import MethodEntry, Needs, hookimpl
-
-
-@hookimpl
-def kdbench_methods():
-    alone = Needs(teachers=0)
-    return [
-        MethodEntry(name="master", target="held_code:Master", version="1", needs=alone),
-        MethodEntry(name="pupil", target="held_code:Pupil", version="1"),
-        MethodEntry(name="crasher", target="held_code:Crasher", version="1"),
-    ]
-"""
-#: In the second epoch a cell waits for as long as there is a file `hold-NAME`, and says so with `held-NAME`.
-METHODS = """
-import os
-import time
-from pathlib import Path
-
-from kdbench.api import Method, MethodParams, Needs
-
-gate = Path(os.environ["GATE"])
-
-
-class Master(Method):
-    needs = Needs(teachers=0)
-    name = "master"
-
-    def loss(self, S, T, batch, run):
-        while run.epoch and (gate / f"hold-{self.name}").exists():
-            (gate / f"held-{self.name}").touch()
-            time.sleep(0.02)
-        return {"task": run.task.loss(S, batch)}
-
-
-class Pupil(Master):
-    needs = Needs()
-    name = "pupil"
-
-
-class Crasher(Master):
-    needs = Needs()
-    name = "crasher"
-
-    def loss(self, S, T, batch, run):
-        print("last words", flush=True)
-        os._exit(7)
-"""
 OPTIONS = {"slurm": {"poll_s": 0.2, "cells_per_job": 2, "time": 30}}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A Slurm whose jobs know the methods of this file; what its clients need is in ``environment``."""
+    """A Slurm whose jobs know the methods that wait; what its clients need is in ``environment``."""
     slurm = Slurm(tmp_path_factory.mktemp("slurm"))
-    site = Distributions(tmp_path_factory.mktemp("site") / "packages")
-    (site.path / "held_code.py").write_text(METHODS)
-    site.add("held", ENTRIES)
-    # in front of the packages that the tests themselves run with
-    paths = [str(site.path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    slurm.environment["PYTHONPATH"] = os.pathsep.join(paths)
+    slurm.environment |= install(tmp_path_factory.mktemp("site") / "packages")
     try:
         slurm.start()
         yield slurm
@@ -88,12 +34,6 @@ def matrix_in(folder, methods):
 def submissions(run):
     found = [json.loads(p.read_text()) for p in run.glob("slurm/*/submission.json")]
     return sorted(found, key=lambda s: int(s["job_id"]))
-
-
-def results(run):
-    """Return what must not depend on what went wrong."""
-    done = {cell: r for cell, r in records(run).items() if r["status"] == "done"}
-    return {c: (r["weights_sha256"], r["deployables"], r["cost"]["steps"]) for c, r in done.items()}
 
 
 def logs(run):
@@ -135,7 +75,7 @@ def test_nothing_is_lost_or_submitted_twice(cluster, undisturbed, kdbench, tmp_p
 
     # the parent is killed while the teacher trains, perhaps before it noted the id of a job
     first = kdbench.start(matrix, *command, env=env)
-    wait_until(lambda: (tmp_path / "held-master").exists() or not alive(first.pid), "the teacher")
+    wait_until(lambda: any(tmp_path.glob("held-master-*")) or not alive(first.pid), "the teacher")
     first.process.kill()
     first.wait()
     made = submissions(run)
@@ -152,7 +92,7 @@ def test_nothing_is_lost_or_submitted_twice(cluster, undisturbed, kdbench, tmp_p
     holds["master"].unlink()
 
     # somebody cancels the student in mid-flight
-    wait_until(lambda: (tmp_path / "held-pupil").exists() or not alive(second.pid), "the student")
+    wait_until(lambda: any(tmp_path.glob("held-pupil-*")) or not alive(second.pid), "the student")
     cluster.ask("scancel", made[1]["job_id"])
     holds["pupil"].unlink()
     assert second.wait() == 1, second.stderr
