@@ -34,6 +34,9 @@ FAILED, NO_SPACE = 1, 3
 #: A disk or a quota that is full, a limit on the size of files, a disk that became read-only.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
+#: A file server or a disk that does not answer: nobody's code is at fault, and what is kept may be whole.
+_NO_ANSWER = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
+
 #: Memory that is let go of when there is no more, so that a record can be written.
 _reserve: list[bytes] = []
 _RESERVE_BYTES = 8 << 20
@@ -161,6 +164,8 @@ def judge(error: BaseException) -> tuple[Any, str, str | None]:
         status = "diverged"
     elif out_of_memory(error):
         status = "oom"
+    elif isinstance(error, OSError) and error.errno in _NO_ANSWER:
+        status = "crashed"
     text = what_happened(error)
     # what is told in one line has no place in code to look at, unless something refused what was not finite
     told = status == "not_applicable" or (status == "diverged" and error.__cause__ is None)

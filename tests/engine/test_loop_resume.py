@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,26 @@ def test_a_checkpoint_for_which_memory_is_short_stays(
     with pytest.raises(MemoryError):
         start(Toy, folder=tmp_path, epochs=4)[2].train()
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == whole
+
+
+def test_a_checkpoint_that_the_file_system_does_not_give_stays(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted):
+        start(Toy, folder=tmp_path, epochs=4, options={"should_stop": cutter(2)})[2].train()
+    whole = path.read_bytes()
+    loop = start(Toy, folder=tmp_path, epochs=4)[2]
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = os.open(os.devnull, os.O_RDONLY)
+    os.close(least)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (least, most[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            loop.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert path.read_bytes() == whole
 
 
 class Bomb:
