@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from kdbench.errors import RecordError
 from kdbench.launch.planned import PlannedCell
-from kdbench.results.store import put_record_aside, read_record_dict
+from kdbench.results.store import put_record_aside, read_record_dict, refuse_unread
 
 
 def put_aside(folder: Path) -> str:
@@ -23,8 +22,10 @@ def set_aside(cell: PlannedCell, *, keep_done: bool) -> list[str]:
     path, told = cell.folder / "result.json", []
     if path.exists():
         done = False
-        with contextlib.suppress(RecordError):
+        try:
             done = read_record_dict(path)["status"] == "done"
+        except RecordError as error:
+            refuse_unread(error)
         if done and keep_done:
             return []
         there = put_aside(cell.folder)

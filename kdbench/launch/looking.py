@@ -16,7 +16,7 @@ from kdbench.launch.planned import PlannedCell
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry, code_digest
 from kdbench.results.artifacts import is_whole
-from kdbench.results.store import RESULT, read_own_record
+from kdbench.results.store import RESULT, read_own_record, refuse_unread
 
 #: Records of one pattern of which the plan remembers what they cost: more make no better forecast.
 MOST_SEEN = 32
@@ -86,6 +86,7 @@ def facts_of(folder: Path) -> Facts:
     try:
         record = read_own_record(folder)
     except KdbenchError as e:
+        refuse_unread(e)
         return Facts(None, True, f"its record cannot be read: {e}")
     reason = (record.get("error") or {}).get("message")
     code = ((record.get("plugins") or {}).get("method") or {}).get("code")

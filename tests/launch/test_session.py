@@ -1,6 +1,8 @@
 """Which cells an invocation takes up, and what becomes of events, with a launcher that trains nothing."""
 
+import errno
 import json
+import os
 import re
 import signal
 
@@ -153,6 +155,23 @@ def test_records_that_are_of_no_use_are_told_once(plan, session, capsys):
     told = f"note: {kd.label}: {why}edited after it was written; {where}"
     assert capsys.readouterr().err.splitlines().count(told) == 1
     assert json.loads(there.read_text()) == edited
+
+
+def test_a_record_that_the_file_system_does_not_give_stays(plan, session, monkeypatch):
+    kd = plan.cells[2]
+    put(kd, "done")
+    real = os.stat
+
+    def stall(path, *more, **how):
+        if path == kd.folder / "result.json" and not how:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, *more, **how)
+
+    monkeypatch.setattr("kdbench.results.store.os.stat", stall)
+    monkeypatch.setattr("pathlib.Path.exists", os.path.lexists)  # it is there, for all that anybody can tell
+    with pytest.raises(KdbenchError, match="Stale file handle"):
+        session().run()
+    assert not (kd.folder / "previous").is_dir()
 
 
 def test_a_note_about_a_cell_names_it(plan, session, capsys):
