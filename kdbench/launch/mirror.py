@@ -37,6 +37,7 @@ class Mirrors:
         self._registry, self._warn, self._repair = registry, warn, repair
         self._sinks: dict[str, Any] = {}
         self._names = [n for n in names if n != "none"]
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kdbench-sinks")
 
     def __bool__(self) -> bool:
@@ -79,7 +80,10 @@ class Mirrors:
         self._later(self._each, lambda s: s.observe(samples) if hasattr(s, "observe") else None)
 
     def close(self, status: str) -> None:
-        """Close every sink that still works, when all that came before is written."""
+        """Close every sink that still works, when all that came before is written; the first call counts."""
+        if self._closed:  # Ctrl-C came while it waited
+            return
+        self._closed = True
         self._later(self._each, lambda s: s.close(status))
         self._thread.shutdown()
 
