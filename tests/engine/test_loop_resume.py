@@ -214,6 +214,20 @@ def test_a_checkpoint_that_the_file_system_does_not_give_stays(
     assert path.read_bytes() == whole
 
 
+def test_a_checkpoint_behind_epochs_that_were_to_be_kept_is_of_no_use(
+    start: Start, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    """As of a teacher that was cut before the matrix had a method that follows its route."""
+    with pytest.raises(Interrupted):
+        start(Toy, folder=tmp_path, epochs=4, options={"should_stop": cutter(6)})[2].train()
+    kept: list[int] = []
+    options = {"keep": kept.append, "kept": lambda epochs: set(kept) >= set(range(1, epochs + 1))}
+    run, method, loop = start(Toy, folder=tmp_path, epochs=4, options=options)
+    at = loop.train()
+    assert kept == [1, 2, 3, 4]
+    assert_same(outcome(run, method, at), undisturbed)
+
+
 class Bomb:
     """Unpickling it makes a folder."""
 
