@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -244,6 +245,23 @@ def test_a_file_server_that_does_not_answer(slurm, monkeypatch):
     monkeypatch.setattr(Submission, "events", events)
     slurm.start([slurm.jobs[2]])
     assert slurm.events() == [("finished", "3", None)]
+
+
+def test_a_submission_that_the_file_system_does_not_give_is_not_made_twice(slurm, monkeypatch):
+    leave(slurm)
+    real = Path.read_text
+
+    def stall(path, *more, **how):
+        if path.name == "submission.json":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, *more, **how)
+
+    monkeypatch.setattr(Path, "read_text", stall)
+    slurm.stops = 0
+    slurm.on_look = lambda: setattr(slurm, "stops", 1)
+    with pytest.raises(KdbenchError, match="Stale file handle, so nobody knows which jobs run"):
+        slurm.start()
+    assert len(slurm.sent) == 2
 
 
 def test_submission_that_slurm_refuses(tmp_path, monkeypatch, capsys):
