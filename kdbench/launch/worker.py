@@ -121,6 +121,7 @@ def conclude(
     """Write the record of a cell that ended with `error`, if `lease` still holds. Returns its exit code."""
     _reserve.clear()  # first of all: even an import takes memory
     from kdbench.engine.loop import Interrupted
+    from kdbench.errors import RecordError
     from kdbench.launch.failure import write_failure
     from kdbench.results.lease import LeaseLost
 
@@ -144,6 +145,8 @@ def conclude(
             started_at=started,
             **_circumstances(cell, registry),
         )
+    except RecordError as kept:  # a finished cell that ran again for files that it lacks keeps its result
+        print(kept, file=sys.stderr)
     except (LeaseLost, FileNotFoundError) as late:
         if lost(lease, late):
             return INTERRUPTED
