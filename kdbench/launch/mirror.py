@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import RecordError
+from kdbench.redact import redact
 from kdbench.registry import Registry
 from kdbench.results.store import RESULT, read_record_dict
 
@@ -106,7 +107,7 @@ class Mirrors:
             self._sinks[name] = sink
         except Exception as e:
             self._sinks.pop(name, None)
-            reason = (str(e) or type(e).__name__).splitlines()[0]
+            reason = redact((str(e) or type(e).__name__).splitlines()[0])
             self._warn(
                 f"warning: sink '{name}' is off for the rest of this run: {reason}. The records are on disk; "
                 f"`{self._repair}` repairs it."

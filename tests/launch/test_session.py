@@ -544,3 +544,16 @@ def test_sinks_are_closed_once(registry, monkeypatch):
     mirrors.close("finished")
     mirrors.close("failed")
     assert closed == ["finished"]
+
+
+def test_a_sink_that_fails_tells_no_password(registry, monkeypatch):
+    class Sink:
+        def open(self, matrix, uri):
+            raise ValueError(f"API request to {uri}/api failed")
+
+    told = []
+    monkeypatch.setattr(registry, "get", lambda kind, name: SimpleNamespace(load=lambda: Sink))
+    mirrors = Mirrors(registry, ("slow",), told.append, "")
+    mirrors.open({}, "http://me:my-password@host")
+    mirrors.close("finished")
+    assert "API request to http://***@host/api failed" in told[0]
