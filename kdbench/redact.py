@@ -16,7 +16,8 @@ from urllib.parse import quote, unquote
 SHORTEST = 6
 _STARS = "***"
 _NAME = re.compile(
-    r"(^|_)(TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIALS?|APIKEY|(API|ACCESS|PRIVATE|SECRET|ACCOUNT)_KEY)(_|$)|_PWD$"
+    r"(^|_)(TOKEN|JWT|SECRET|CREDENTIALS?|CONNECTION_STRING|APIKEY|(API|ACCESS|PRIVATE|SECRET|ACCOUNT)_KEY)(_|$)"
+    r"|PASSW(OR)?D(_|$)|_PWD$"  # PGPASSWORD, too
 )
 _NO_SECRET = re.compile(r"_(PATH|FILE|DIR|URL|URI|ID|NAME|TYPE|TTL)$")
 _IN_URI = re.compile(r"://(?:[^\s/:@'\"]*:([^\s@'\"]+)|([^\s/:@'\"]{20,}))@")
@@ -105,22 +106,25 @@ def scrub(path: Path) -> int:
     """Overwrite the secrets in a file by stars, in place and of equal length; return how many there were.
 
     For what got by the stream: output of subprocesses and of C code, and texts that were written in pieces. A file
-    that is not there, or is no plain one, is left alone; a process that appends to it meanwhile is not disturbed.
+    that is not there, is no plain one or gives errors is left alone; a process that appends to it meanwhile is not
+    disturbed.
     """
     values = [value.encode("utf-8", "surrogateescape") for value in secrets_of(os.environ)]
-    if not values or path.is_symlink() or not path.is_file():
-        return 0
-    pattern = re.compile(b"|".join(map(re.escape, values)))
-    overlap, count, start = max(map(len, values)) - 1, 0, 0
-    with contextlib.suppress(OSError), open(path, "r+b") as file:
-        while True:
-            file.seek(start)
-            chunk = file.read(_CHUNK)
-            for match in pattern.finditer(chunk):
-                file.seek(start + match.start())
-                file.write(b"*" * len(match[0]))
-                count += 1
-            if len(chunk) < _CHUNK:
-                break
-            start += len(chunk) - overlap
+    count = 0
+    with contextlib.suppress(OSError):
+        if not values or path.is_symlink() or not path.is_file():
+            return 0
+        pattern = re.compile(b"|".join(map(re.escape, values)))
+        overlap, start = max(map(len, values)) - 1, 0
+        with open(path, "r+b") as file:
+            while True:
+                file.seek(start)
+                chunk = file.read(_CHUNK)
+                for match in pattern.finditer(chunk):
+                    file.seek(start + match.start())
+                    file.write(b"*" * len(match[0]))
+                    count += 1
+                if len(chunk) < _CHUNK:
+                    break
+                start += len(chunk) - overlap
     return count

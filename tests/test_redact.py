@@ -1,17 +1,22 @@
 """What counts as a secret, and where it is hidden."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 from factories import make_record
 
 from kdbench import redact
+from kdbench.cli import main
 from kdbench.errors import KdbenchError, MatrixError
-from kdbench.launch.failure import failure_record, log_tail
+from kdbench.hooks import Job
+from kdbench.launch.failure import clean_log, failure_record, log_tail
 from kdbench.results.schema import Record
 from kdbench.results.store import read_record, write_record
+from kdbench_launchers.followed import Followed
 
 TOKEN = "planted-token-77"
 
@@ -24,7 +29,17 @@ def planted(monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "SOME_API_KEY", "hf_token", "DB_PWD"],
+    [
+        "HF_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+        "SOME_API_KEY",
+        "hf_token",
+        "DB_PWD",
+        "PGPASSWORD",
+        "SLURM_JWT",
+        "AZURE_STORAGE_CONNECTION_STRING",
+    ],
 )
 def test_variables_that_are_secret(name):
     assert redact.secrets_of({name: "value-of-it"}) == ("value-of-it",)
@@ -104,6 +119,43 @@ def test_scrub_leaves_other_files_alone(tmp_path):
     assert redact.scrub(tmp_path / "link") == 0
     os.mkfifo(tmp_path / "pipe")
     assert redact.scrub(tmp_path / "pipe") == 0
+
+
+@pytest.mark.parametrize("event", ["finished", "found", "died", "interrupted", "released"])
+def test_every_log_of_a_cell_that_ended_is_scrubbed(tmp_path, event):
+    for name in ("log.txt", "log-1.txt"):
+        (tmp_path / name).write_text(TOKEN)
+    clean_log(tmp_path, event)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"*" * len(TOKEN)}
+
+
+def test_a_secret_across_the_cut_of_a_log_elsewhere(tmp_path):
+    (tmp_path / "log.txt").write_text(TOKEN + "z" * (8192 - 8) + "\n")
+    told = []
+    Followed(Job(cell_id="0" * 64, folder=tmp_path, label="")).ended({"code": 9}, told.append, wait=False)
+    assert "token" not in redact.redact(told[0]["message"])
+    assert "oken-77" not in redact.redact(told[0]["message"])
+
+
+def test_a_cell_that_ends_by_itself_scrubs_its_log(tmp_path, monkeypatch):
+    """As where the command that submitted its Slurm job has left."""
+
+    def run(folder, *others):
+        (folder / "log.txt").write_text(TOKEN)  # past Python
+        return 1
+
+    monkeypatch.setattr("kdbench.launch.worker.run_folder", run)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    CliRunner().invoke(main, ["cell", str(tmp_path)])
+    assert (tmp_path / "log.txt").read_text() == "*" * len(TOKEN)
+
+
+def test_scrub_is_no_reason_not_to_end(tmp_path, monkeypatch):
+    def stall(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("pathlib.Path.is_symlink", stall)
+    assert redact.scrub(tmp_path / "log.txt") == 0
 
 
 def test_a_fault_of_our_own_tells_no_token():

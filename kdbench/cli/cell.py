@@ -23,7 +23,7 @@ def cell(folder: Path) -> None:
     from kdbench.launch.log import flush
     from kdbench.launch.peers import seat_of_environment
     from kdbench.launch.worker import run_folder
-    from kdbench.redact import hiding
+    from kdbench.redact import hiding, scrub
 
     if sys.stdout is sys.__stdout__:  # a launcher keeps what is printed here
         sys.stdout, sys.stderr = hiding(1), hiding(2)
@@ -35,9 +35,17 @@ def cell(folder: Path) -> None:
 
     def leave(code: int) -> None:
         flush()
+        scrub(log)
         os._exit(code)
 
-    code = run_folder(folder.resolve(), lambda event: None, stop, seat, leave)
+    log = (
+        folder.resolve() / "log.txt"
+    )  # if it goes there: whoever asked for the cell may be away when it ends
+    try:
+        code = run_folder(log.parent, lambda event: None, stop, seat, leave)
+    finally:
+        flush()
+        scrub(log)
     if seat is not None and seat.rank:
         sys.exit(code)
     result = folder / "result.json"

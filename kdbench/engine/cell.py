@@ -129,6 +129,9 @@ class CellTrainer:
                 wanted=self.hooks.wanted,
                 note=self.hooks.note,
                 keep=lambda epochs: self._keep_files(run, epochs),
+                kept=lambda epochs: all(
+                    route_path(self.folder, e).exists() for e in cell.keep_epochs if e <= epochs
+                ),
                 clock=clock,
                 group=self.sharing.group,
             )

@@ -74,8 +74,11 @@ def _crc32(tensors: Mapping[str, Tensor]) -> str:
 def load_state(path: Path) -> Any:
     """Read what :func:`save_state` wrote.
 
-    Raises KdbenchError naming a file that is not a whole checkpoint, and what says that memory ran out, as it is.
+    Raises KdbenchError naming a file that is not a whole checkpoint, and what says that memory ran out, as it is;
+    OSError where the file system does not give it, which tells nothing of what is in it.
     """
+    with path.open("rb") as file:  # of safetensors any such error is that of a file that is not there
+        file.read(1)
     try:
         with safe_open(str(path), framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict

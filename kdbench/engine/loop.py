@@ -41,6 +41,7 @@ class Loop:
         note: told of a checkpoint that was put aside.
         group: the processes that train the cell; None where this one does alone.
         keep: called with (number of epochs done over the run) after each epoch; saves route checkpoints.
+        kept: called with the same before a cell goes on from there; whether it left all that is to be kept.
         clock: gives the time in seconds.
     """
 
@@ -57,13 +58,14 @@ class Loop:
         wanted: Callable[[], bool] = lambda: False,
         note: Callable[[str], None] = lambda text: None,
         keep: Callable[[int], None] = lambda epochs: None,
+        kept: Callable[[int], bool] = lambda epochs: True,
         clock: Clock | None = None,
         group: Group | None = None,
     ) -> None:
         self._group = group
         self.run, self.method, self.path = run, method, folder / "checkpoint.safetensors"
         self._evaluate, self._on_epoch, self._should_stop = evaluate, on_epoch, should_stop
-        self._gate, self._wanted, self._note, self._keep = gate, wanted, note, keep
+        self._gate, self._wanted, self._note, self._keep, self._kept = gate, wanted, note, keep, kept
         self._clock = clock or Clock()
         self.phases = checked(method.phases(run))
         self.epochs = epochs_of(self.phases, run.recipe.epochs)
@@ -359,6 +361,9 @@ class Loop:
             # a damaged checkpoint costs the epochs it held, never the cell
             aside = self.path.rename(self.path.with_suffix(".damaged"))
             self._note(f"{e}; it is put aside as {aside.name}, and the cell begins anew")
+            return None
+        if not self._kept(state["progress"]["total_epochs"]):
+            self._note("epochs that were not kept are wanted by now, so the cell begins anew")
             return None
         for key, value in state["progress"].items():
             setattr(self.at, key, value)

@@ -60,9 +60,10 @@ def write_failure(folder: Path, status: Status, message: str, *, new: bool = Fal
 
 
 def clean_log(folder: Path, event: str) -> None:
-    """Overwrite the secrets in a cell's log once its worker ended, see :func:`kdbench.redact.scrub`."""
-    if event in ("finished", "died", "interrupted", "released"):
-        scrub(folder / "log.txt")
+    """Overwrite the secrets in a cell's logs once its worker ended, see :func:`kdbench.redact.scrub`."""
+    if event in ("finished", "found", "died", "interrupted", "released"):
+        for log in (folder / "log.txt", *folder.glob("log-*.txt")):  # one of each process of a cell
+            scrub(log)
 
 
 def log_tail(folder: Path, lines: int = 15) -> str:

@@ -61,7 +61,7 @@ def _former(plan: Plan) -> Iterator[tuple[str | None, Seen]]:
         try:
             cell = CellFile.model_validate_json((folder / "cell.json").read_bytes())
             record = costs(read_record_dict(folder / "result.json"))
-        except (OSError, ValueError, KdbenchError):
+        except (OSError, ValueError, AttributeError, KdbenchError):
             continue
         size = size_of(cell, images.get(cell.dataset.model_dump_json()))
         seen = seen_in(size, record, record["elapsed_s"]) if size.images else None

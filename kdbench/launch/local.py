@@ -43,8 +43,8 @@ class _Worker:
     asked: int = 0
     #: closed by the parent's death, at which the worker's whole group is killed
     life: Any = None
-    #: whether its cell had a finished record before it began
-    known: bool = False
+    #: cells that had a finished record before it began
+    known: set[str] = field(default_factory=set)
     no_space: str | None = None
     #: cells of a gang that are not over, and those of them that left for want of memory
     left: dict[str, Job] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class _Worker:
 
     def __post_init__(self) -> None:
         self.left = {j.cell_id: j for j in self.job.gang}
-        self.known = _is_done(self.job)
+        self.known = {j.cell_id for j in self.job.gang or (self.job,) if _is_done(j)}
 
     def wait(self, at: float, *, begins: bool) -> None:
         """Take note of the time at which it began to wait, or went on."""
@@ -264,7 +264,7 @@ class LocalLauncher:
         code = worker.process.exitcode
         job = worker.job
         told = {"cell_id": job.cell_id}
-        if code == 0:
+        if code == 0 and (job.folder / "result.json").exists():  # a method may have ended the process
             report({"event": "finished", **told})
             return True
         # a record that was written just before the end holds, whatever became of the worker after it
@@ -292,7 +292,9 @@ class LocalLauncher:
         stopped = bool(worker.asked or worker.no_space)
         # a record that was written just before the end holds, though nobody told of it
         for job in [j for j in worker.left.values() if (j.folder / "result.json").exists()]:
-            _one_of_gang(worker, {"event": "ended", "cell_id": job.cell_id, "code": FAILED}, report)
+            if job.cell_id not in worker.known:
+                code = DONE if _is_done(job) else FAILED
+                _one_of_gang(worker, {"event": "ended", "cell_id": job.cell_id, "code": code}, report)
         alone, crowded = list(worker.left.values()), worker.crowded
         if stopped:
             worker.failed |= {job.cell_id for job in (*alone, *crowded)}

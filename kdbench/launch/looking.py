@@ -16,7 +16,7 @@ from kdbench.launch.planned import PlannedCell
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry, code_digest
 from kdbench.results.artifacts import is_whole
-from kdbench.results.store import RESULT, read_own_record
+from kdbench.results.store import RESULT, read_own_record, refuse_unread
 
 #: Records of one pattern of which the plan remembers what they cost: more make no better forecast.
 MOST_SEEN = 32
@@ -86,11 +86,16 @@ def facts_of(folder: Path) -> Facts:
     try:
         record = read_own_record(folder)
     except KdbenchError as e:
+        refuse_unread(e)
         return Facts(None, True, f"its record cannot be read: {e}")
-    reason = (record.get("error") or {}).get("message")
-    code = ((record.get("plugins") or {}).get("method") or {}).get("code")
+    try:
+        reason = (record.get("error") or {}).get("message")
+        code = ((record.get("plugins") or {}).get("method") or {}).get("code")
+        seen = costs(record)
+    except (AttributeError, TypeError) as e:
+        return Facts(None, True, f"its record cannot be read: {folder / RESULT}: {e}")
     # one text each for what thousands of records have in common
-    return Facts(sys.intern(record["status"]), True, reason, code and sys.intern(str(code)), costs(record))
+    return Facts(sys.intern(record["status"]), True, reason, code and sys.intern(str(code)), seen)
 
 
 def _take(cell: PlannedCell, facts: Facts, registry: Registry) -> None:
@@ -113,10 +118,12 @@ def _take(cell: PlannedCell, facts: Facts, registry: Registry) -> None:
 
 
 def costs(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a forecast needs of a record."""
-    device = (record.get("environment") or {}).get("device")
-    seen = {"status": record["status"], "cost": record.get("cost"), "device": device, "elapsed_s": None}
-    with contextlib.suppress(KeyError, ValueError):
+    """Return what a forecast needs of a record. Raises AttributeError for what is none."""
+    device, cost = (record.get("environment") or {}).get("device"), record.get("cost") or {}
+    if not all(isinstance(cost.get(key), float | int) for key in ("setup_s", "train_s", "eval_s", "log_s")):
+        cost = None
+    seen = {"status": record["status"], "cost": cost, "device": device, "elapsed_s": None}
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         began, ended = (datetime.fromisoformat(record[key]) for key in ("started_at", "finished_at"))
         seen["elapsed_s"] = (ended - began).total_seconds()
     return seen

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import RecordError
+from kdbench.redact import redact
 from kdbench.registry import Registry
 from kdbench.results.store import RESULT, read_record_dict
 
@@ -37,6 +38,7 @@ class Mirrors:
         self._registry, self._warn, self._repair = registry, warn, repair
         self._sinks: dict[str, Any] = {}
         self._names = [n for n in names if n != "none"]
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kdbench-sinks")
 
     def __bool__(self) -> bool:
@@ -79,7 +81,10 @@ class Mirrors:
         self._later(self._each, lambda s: s.observe(samples) if hasattr(s, "observe") else None)
 
     def close(self, status: str) -> None:
-        """Close every sink that still works, when all that came before is written."""
+        """Close every sink that still works, when all that came before is written; the first call counts."""
+        if self._closed:  # Ctrl-C came while it waited
+            return
+        self._closed = True
         self._later(self._each, lambda s: s.close(status))
         self._thread.shutdown()
 
@@ -102,7 +107,7 @@ class Mirrors:
             self._sinks[name] = sink
         except Exception as e:
             self._sinks.pop(name, None)
-            reason = (str(e) or type(e).__name__).splitlines()[0]
+            reason = redact((str(e) or type(e).__name__).splitlines()[0])
             self._warn(
                 f"warning: sink '{name}' is off for the rest of this run: {reason}. The records are on disk; "
                 f"`{self._repair}` repairs it."

@@ -13,7 +13,7 @@ from kdbench.launch.views import Facts
 from kdbench.launch.whole import told
 from kdbench.matrix.identity import PROTOCOL
 from kdbench.results.progress import write_plan
-from kdbench.results.store import atomic_write_json, read_record_dict, write_record
+from kdbench.results.store import atomic_write_json, read_record_dict, refuse_unread, write_record
 
 #: In a run folder: its board is not made yet, or not made whole.
 BOARD_DUE = ".board-due"
@@ -60,6 +60,7 @@ def note_not_applicable(plan: Plan, mirrors: Mirrors) -> list[str]:
             if before in ("done", "not_applicable"):
                 continue
         except RecordError as e:
+            refuse_unread(e)
             told.append(f"note: {cell.label}: its record cannot be read: {e}; {put_aside(cell.folder)}")
         content = cell.file.model_dump(mode="json")
         record = failure_record(content, "not_applicable", cell.reason or "", type_="NotApplicable")

@@ -199,7 +199,8 @@ class Peers:
                 connection, _ = server.accept()
                 connection.settimeout(MEETING.total_seconds())
                 lines = connection.makefile("rb")
-                with contextlib.suppress(ValueError, TypeError):
+                # of a stranger who looks which ports are open
+                with contextlib.suppress(ValueError, TypeError, OSError):
                     given, number = json.loads(lines.readline(1024))
                     if given == token and number in range(1, size):
                         self._listen(number, connection, lines)

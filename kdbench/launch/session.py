@@ -344,9 +344,10 @@ class Session:
             cell.status = "interrupted"
             self._progress.cell_ended(cell, INTERRUPTED, "saved; the same command resumes it")
         elif kind == "found":
-            record = read_record_dict(cell.folder / "result.json")
-            self._mirrors.write(cell.folder)
-            self._fire("kdbench_cell_finished", cell=facts, record=record)
+            with suppress(RecordError):  # it ended without one, and is none of those that run now
+                record = read_record_dict(cell.folder / "result.json")
+                self._mirrors.write(cell.folder)
+                self._fire("kdbench_cell_finished", cell=facts, record=record)
         elif kind == "died" and self._lost():
             cell.status = "interrupted"
             self._progress.cell_ended(cell, INTERRUPTED, "left to the kdbench that took over the run folder")

@@ -34,6 +34,9 @@ FAILED, NO_SPACE = 1, 3
 #: A disk or a quota that is full, a limit on the size of files, a disk that became read-only.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
+#: A file server or a disk that does not answer: nobody's code is at fault, and what is kept may be whole.
+_NO_ANSWER = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE)
+
 #: Memory that is let go of when there is no more, so that a record can be written.
 _reserve: list[bytes] = []
 _RESERVE_BYTES = 8 << 20
@@ -118,6 +121,7 @@ def conclude(
     """Write the record of a cell that ended with `error`, if `lease` still holds. Returns its exit code."""
     _reserve.clear()  # first of all: even an import takes memory
     from kdbench.engine.progress import Interrupted
+    from kdbench.errors import RecordError
     from kdbench.launch.failure import write_failure
     from kdbench.results.lease import LeaseLost
 
@@ -141,6 +145,8 @@ def conclude(
             started_at=started,
             **_circumstances(cell, registry),
         )
+    except RecordError as kept:  # a finished cell that ran again for files that it lacks keeps its result
+        print(kept, file=sys.stderr)
     except (LeaseLost, FileNotFoundError) as late:
         if lost(lease, late):
             return INTERRUPTED
@@ -161,6 +167,8 @@ def judge(error: BaseException) -> tuple[Any, str, str | None]:
         status = "diverged"
     elif out_of_memory(error):
         status = "oom"
+    elif isinstance(error, OSError) and error.errno in _NO_ANSWER:
+        status = "crashed"
     text = what_happened(error)
     # what is told in one line has no place in code to look at, unless something refused what was not finite
     told = status == "not_applicable" or (status == "diverged" and error.__cause__ is None)

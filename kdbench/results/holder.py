@@ -95,7 +95,10 @@ def alive(holder: Holder) -> bool | None:
     """Return whether the holder lives, where it is a process of this machine; None where it cannot be told."""
     if not holder.machine or holder.machine != _machine():
         return None
-    born = _born(holder.pid)
+    try:
+        born = _born(holder.pid)
+    except OSError:  # it may live: too many open files, for one
+        return None
     if born is None:
         try:
             os.kill(holder.pid, 0)
@@ -120,11 +123,11 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None where it is gone or a corpse."""
+    """Return when a process started, in clock ticks since boot; None: it is gone or a corpse. Raises OSError."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         # of a killed process the first thread may be gone before the others are
         dead = fields[0] in "ZX" and len(os.listdir(f"/proc/{pid}/task")) < 2
-    except (OSError, IndexError):
+    except (FileNotFoundError, ProcessLookupError, IndexError):
         return None
     return None if dead else int(fields[19])

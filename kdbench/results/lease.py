@@ -234,7 +234,8 @@ class Lease:
             return False
         if alive(holder) is False:
             return True
-        assert self._seen is not None
+        if self._seen is None:  # it was seen dead, and now nobody can look
+            return False
         watched = time.monotonic() - self._seen[1]
         old = (now_ns - holder.beat_ns) / 1e9 >= holder.expiry_s
         # the server's clock alone may have been set forward; two beats without a sign confirm it
@@ -247,15 +248,17 @@ class Lease:
                 return
             try:
                 mine = read_holder(file)
-                if mine is not None and mine.token == self._token:
+                if mine is None:
+                    file.stat()  # a handle that is stale is no file that is gone
+                    continue
+                if mine.token == self._token:
                     os.utime(file)
                     continue
             except FileNotFoundError:
                 pass
-            except OSError as error:
+            except OSError:
                 # a server that does not answer may come back; what is written is checked anyway
-                if error.errno != errno.ESTALE:
-                    continue
+                continue
             if not self._ended.is_set():
                 self._gone = True
             return

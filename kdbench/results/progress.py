@@ -165,19 +165,13 @@ class RunWatch:
             stamp = stat.st_mtime_ns, stat.st_size
             if cell_id in self._known and self._known[cell_id][0] == stamp:
                 return self._known[cell_id][1:]
-            record = read_own_record(folder)
-        except (OSError, RecordError) as error:
+            status, took, failed = _told(cell_id, read_own_record(folder))
+        except (OSError, RecordError, AttributeError, TypeError, ValueError) as error:
             self._failed[cell_id] = Failed(cell_id, UNREADABLE, self._label(folder, cell_id), str(error))
             return UNREADABLE, None
-        status, took = record["status"], None
         self._failed.pop(cell_id, None)
-        if status == "done":
-            cost = record.get("cost") or {}
-            took = sum(float(cost.get(key) or 0.0) for key in ("setup_s", "train_s", "eval_s", "log_s"))
-        elif status != "not_applicable":
-            message = ((record.get("error") or {}).get("message") or "").strip().splitlines()
-            label = _label(record.get("labels") or {})
-            self._failed[cell_id] = Failed(cell_id, status, label, message[0][:300] if message else "")
+        if failed is not None:
+            self._failed[cell_id] = failed
         self._known[cell_id] = stamp, status, took
         return status, took
 
@@ -186,6 +180,20 @@ class RunWatch:
         if cell_id not in self._labels:
             self._labels[cell_id] = _label(_json(folder / "cell.json").get("labels") or {})
         return self._labels[cell_id]
+
+
+def _told(cell_id: str, record: dict[str, Any]) -> tuple[str, float | None, Failed | None]:
+    """Return a record's status, what a done cell took in seconds, and what became of one that failed."""
+    status = record["status"]
+    if status == "done":
+        cost = record.get("cost") or {}
+        took = sum(float(cost.get(key) or 0.0) for key in ("setup_s", "train_s", "eval_s", "log_s"))
+        return status, took, None
+    if status == "not_applicable":
+        return status, None, None
+    message = ((record.get("error") or {}).get("message") or "").strip().splitlines()
+    label = _label(record.get("labels") or {})
+    return status, None, Failed(cell_id, status, label, message[0][:300] if message else "")
 
 
 def _running(folder: Path, cell_id: str, holder: Holder) -> Running:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import RecordError
+from kdbench.errors import KdbenchError, RecordError
 from kdbench.redact import hidden
 from kdbench.results import fence
 from kdbench.results.content import KEY, content_sha256, refuse_edited
@@ -134,6 +134,12 @@ def read_limited(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     return data
 
 
+def refuse_unread(error: KdbenchError) -> None:
+    """Raise `error` where a file could not be read for the file system, so that nobody knows what is in it."""
+    if isinstance(error.__cause__, OSError):
+        raise error
+
+
 def refuse_link(path: Path) -> None:
     """Raise RecordError for a link: in somebody's pull request it could point anywhere on this machine."""
     if path.is_symlink():
@@ -248,13 +254,14 @@ def write_record(folder: str | Path, record: Record, *, overwrite: bool = False,
     """Write ``result.json`` into a cell's folder, which is made if needed; `record` gets its digest.
 
     Raises RecordError when a finished result (status ``done``) is there and `overwrite` is false, or any record
-    and `new` is true; OSError.
+    and `new` is true, or one that the file system does not give; OSError.
     """
     path = Path(folder) / RESULT
     if path.exists() and not overwrite:
         try:
             finished = read_record_dict(path)["status"] == "done"
-        except RecordError:
+        except RecordError as error:
+            refuse_unread(error)
             finished = False
         if finished:
             raise RecordError(f"{path}: holds a finished result; it is replaced only on request")

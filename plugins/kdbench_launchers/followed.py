@@ -100,6 +100,7 @@ def _tail(path: Path, lines: int = 15) -> str:
         with path.open("rb") as f:
             f.seek(0, 2)
             f.seek(max(0, f.tell() - 8192))
-            return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])
+            # half a secret at the start is cut off
+            return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])[-2000:]
     except OSError:
         return ""

@@ -133,6 +133,15 @@ def test_records_that_are_not_as_they_were_written_are_no_results(run):
     assert "cell_id is that of another cell" in told[1]
 
 
+@pytest.mark.parametrize(
+    "edit", [{"cost": "x"}, {"cost": {"train_s": "x"}}, {"status": "failed", "error": "x"}]
+)
+def test_records_of_another_form_are_no_results(run, edit):
+    path = run.cell(IDS[0]) / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
+    assert json.loads(status(run, "--json").stdout)["counts"]["unreadable"] == 1
+
+
 def test_dead_holder_does_not_run(run):
     holder = {"token": "x", "pid": 2**22 + 1, "born": 1, "host": "here", "expiry_s": 60}
     lease = Lease(run.cell(IDS[5]))

@@ -11,13 +11,14 @@ import pytest
 import torch
 from gang_world import STEPS, World, outcome
 
-from kdbench.engine.cell import Hooks
+from kdbench.engine.cell import CellTrainer, Hooks
 from kdbench.engine.divergence import Diverged
 from kdbench.engine.forwards import Forwards
 from kdbench.engine.gang import Gang
 from kdbench.engine.progress import Interrupted
 from kdbench.engine.settings import settings
 from kdbench.protocol.types import NotApplicable
+from kdbench.results.artifacts import route_path
 
 #: One of each kind: no teacher, logits, features, stages of training, a bank, views, a route, no data, peers.
 METHODS = [
@@ -218,6 +219,19 @@ class _Stopper(Hooks):
     def should_stop(self) -> bool:
         self.left -= 1
         return self.left < 0
+
+
+def test_a_cut_cell_keeps_the_epochs_that_are_wanted_since(world: World, tmp_path: Path) -> None:
+    """The matrix has a method by now that follows its route, of which the first epoch was not kept."""
+    folder, stopper = world.folder(tmp_path, "kd"), _Stopper()
+    stopper.left = STEPS + 2
+    with pytest.raises(Interrupted):
+        CellTrainer(folder, world.registry, stopper).run()
+    content = json.loads((folder / "cell.json").read_text())
+    (folder / "cell.json").write_text(json.dumps({**content, "keep_epochs": [1, 2]}))
+    CellTrainer(folder, world.registry).run()
+    assert all(route_path(folder, epoch).exists() for epoch in (1, 2))
+    assert outcome(folder) == world.alone("kd")
 
 
 @pytest.mark.parametrize("polls", [1, 4, 10, 13])

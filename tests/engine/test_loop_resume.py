@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,40 @@ def test_a_checkpoint_for_which_memory_is_short_stays(
     with pytest.raises(MemoryError):
         start(Toy, folder=tmp_path, epochs=4)[2].train()
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == whole
+
+
+def test_a_checkpoint_that_the_file_system_does_not_give_stays(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Interrupted):
+        start(Toy, folder=tmp_path, epochs=4, options={"should_stop": cutter(2)})[2].train()
+    whole = path.read_bytes()
+    loop = start(Toy, folder=tmp_path, epochs=4)[2]
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = os.open(os.devnull, os.O_RDONLY)
+    os.close(least)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (least, most[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            loop.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert path.read_bytes() == whole
+
+
+def test_a_checkpoint_behind_epochs_that_were_to_be_kept_is_of_no_use(
+    start: Start, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    """As of a teacher that was cut before the matrix had a method that follows its route."""
+    with pytest.raises(Interrupted):
+        start(Toy, folder=tmp_path, epochs=4, options={"should_stop": cutter(6)})[2].train()
+    kept: list[int] = []
+    options = {"keep": kept.append, "kept": lambda epochs: set(kept) >= set(range(1, epochs + 1))}
+    run, method, loop = start(Toy, folder=tmp_path, epochs=4, options=options)
+    at = loop.train()
+    assert kept == [1, 2, 3, 4]
+    assert_same(outcome(run, method, at), undisturbed)
 
 
 class Bomb:

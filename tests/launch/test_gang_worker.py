@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from factories import make_record
 from gang_world import STEPS, World, outcome
 
 from kdbench.launch.gang_worker import run_gang
-from kdbench.launch.worker import run_folder
+from kdbench.launch.holding import DONE
+from kdbench.launch.worker import FAILED, run_folder
 from kdbench.results.holder import newest_holder
 
 Events = list[dict[str, Any]]
@@ -171,3 +173,18 @@ def test_a_full_disk_ends_the_gang(work: Any, monkeypatch: pytest.MonkeyPatch) -
     assert code == 3
     assert [e["event"] for e in events].count("no_space") == 1
     assert not any((f / "result.json").exists() for f in made.values())
+
+
+def test_a_result_that_stays_though_its_cell_fails_now_ends_no_gang(
+    world: World, work: Callable[..., tuple[int, Events, dict[str, Path]]], tmp_path: Path
+) -> None:
+    """It ran again for epochs that are to be kept by now."""
+    folder = world.folder(tmp_path, "odd:raise", keep_epochs=[1])
+    record = make_record(cell_id=folder.name)
+    (folder / "result.json").write_text(json.dumps(record))
+    _, events, made = work("odd:raise", "kd")
+    assert [(e["cell_id"], e["code"]) for e in events if e["event"] == "ended"] == [
+        (made["odd:raise"].name, FAILED),
+        (made["kd"].name, DONE),
+    ]
+    assert json.loads((folder / "result.json").read_text()) == record

@@ -197,6 +197,11 @@ def test_cells_that_compile_are_told(matrix: Matrix) -> None:
     assert compiled(list(matrix.cells.values())) == line
 
 
+def write_done(folder: Path) -> None:
+    record = {"schema_version": 1, "cell_id": "0" * 64, "status": "done"}
+    (folder / "result.json").write_text(json.dumps(record))
+
+
 def lone(folder: str, connection: Any, environment: Mapping[str, str], life: Any = None) -> None:
     """Stand in for the worker of one cell: note that it ran, and do as the folder's ``alone`` says."""
     os.setsid()
@@ -206,6 +211,8 @@ def lone(folder: str, connection: Any, environment: Mapping[str, str], life: Any
     (where / "ran-alone").touch()
     if word == "hang":
         time.sleep(60)
+    if word == "done":
+        write_done(where)
     os._exit({"done": 0, "crash": 9}[word])
 
 
@@ -236,7 +243,7 @@ def company(folders: list[str], connection: Any, environment: Mapping[str, str],
         send("ended", names[0], code=0)
         time.sleep(60)
     if word == "written":
-        (Path(folders[1]) / "result.json").write_text(json.dumps({"status": "done"}))
+        write_done(Path(folders[1]))
     if word in ("killed", "written", "exit"):
         send("ended", names[0], code=0)
         os._exit(7) if word == "exit" else os.kill(os.getpid(), signal.SIGKILL)
@@ -269,6 +276,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         *,
         timeout_s: float | None = None,
         alone: Mapping[str, str] = {},
+        done: str = "",
         after: Mapping[str, tuple[str, ...]] = {},
         stop: Callable[[], int] = lambda: 0,
     ) -> list[dict[str, Any]]:
@@ -279,6 +287,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             (folder / "act").write_text(word)
             if cell in alone:
                 (folder / "alone").write_text(alone[cell])
+            if cell in done:
+                write_done(folder)
             jobs.append(Job(cell_id=cell, folder=folder, label=cell, timeout_s=timeout_s))
         more = []
         for cell, first in after.items():
@@ -328,6 +338,19 @@ def test_when_the_process_dies_the_rest_go_on_alone(run: Run, tmp_path: Path, wo
 def test_a_record_on_disk_counts_though_nobody_told(run: Run, tmp_path: Path) -> None:
     assert ends(run("written")) == dict.fromkeys("abc", "finished")
     assert went_alone(tmp_path) == ["c"]
+
+
+def test_cells_that_wait_for_a_record_of_which_nobody_told(run: Run, tmp_path: Path) -> None:
+    events = run("written", after={"x": ("b",)})
+    assert ends(events) == dict.fromkeys("abcx", "finished")
+    assert went_alone(tmp_path) == ["c", "x"]
+
+
+def test_a_cell_that_was_done_before_goes_on_alone_for_what_it_lacks(run: Run, tmp_path: Path) -> None:
+    """Its record is from before the gang, which was killed before the cell had made its weights again."""
+    events = run("killed", done="b", after={"x": ("b",)})
+    assert ends(events) == dict.fromkeys("abcx", "finished")
+    assert went_alone(tmp_path) == ["b", "c", "x"]
 
 
 def test_out_of_memory_in_a_gang_is_tried_alone(run: Run, tmp_path: Path) -> None:

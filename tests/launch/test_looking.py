@@ -8,7 +8,7 @@ from matrices import write_matrix
 
 from kdbench.errors import KdbenchError
 from kdbench.launch import looking
-from kdbench.launch.looking import MOST_SEEN, look, look_at, read_all
+from kdbench.launch.looking import MOST_SEEN, costs, facts_of, look, look_at, read_all
 from kdbench.launch.plan import Planner
 from kdbench.matrix import load_matrix
 from kdbench.registry import Registry
@@ -86,3 +86,30 @@ def test_costs_of_a_few_of_each_pattern_are_enough(tmp_path):
     (folder / "result.json").write_text(json.dumps(record))
     found = read_all([(str(folder), k % 2) for k in range(2 * MOST_SEEN + 10)])
     assert sum(facts[-1] is not None for facts in found) == 2 * MOST_SEEN
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"error": "text"},
+        {"environment": [1]},
+        {"plugins": "text"},
+        {"cost": "text"},
+        {"content_sha256": "0" * 64, "labels": float("nan")},
+    ],
+)
+def test_a_record_of_another_form_is_one_that_cannot_be_read(tmp_path, edit):
+    folder = tmp_path / make_record()["cell_id"]
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({**make_record(), **edit}))
+    found = facts_of(folder)
+    assert found.status is None
+    assert found.reason.startswith(f"its record cannot be read: {folder / 'result.json'}: ")
+
+
+@pytest.mark.parametrize(
+    "edit", [{"started_at": None}, {"finished_at": "2026-01-02"}, {"cost": {"train_s": "1"}}]
+)
+def test_costs_that_cannot_be_told_are_left_out(edit):
+    found = costs({**make_record(), **edit})
+    assert found["elapsed_s"] is None or found["cost"] is None

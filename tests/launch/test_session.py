@@ -1,8 +1,11 @@
 """Which cells an invocation takes up, and what becomes of events, with a launcher that trains nothing."""
 
+import errno
 import json
+import os
 import re
 import signal
+from types import SimpleNamespace
 
 import pytest
 from factories import make_record, signed
@@ -10,8 +13,10 @@ from matrices import write_matrix
 
 from kdbench.errors import KdbenchError, MatrixError
 from kdbench.hooks import Place
+from kdbench.launch.aside import set_aside
 from kdbench.launch.local import LocalLauncher
-from kdbench.launch.looking import costs
+from kdbench.launch.looking import costs, facts_of
+from kdbench.launch.mirror import Mirrors
 from kdbench.launch.plan import Planner
 from kdbench.launch.progress import PlainProgress
 from kdbench.launch.session import Options, Session
@@ -139,6 +144,23 @@ def test_earlier_results_are_put_aside(plan, session):
     assert (kd.folder / "checkpoint.safetensors").exists()  # cut from outside: goes on
 
 
+@pytest.mark.parametrize("status", ["failed", "done"])
+@pytest.mark.parametrize("moment", ["pathlib.Path.unlink", "pathlib.Path.rename"])
+def test_a_kill_while_a_cell_makes_way_leaves_nothing_to_go_on_from(plan, monkeypatch, status, moment):
+    kd = plan.cells[2]
+    put(kd, status)
+    (kd.folder / "checkpoint.safetensors").write_bytes(b"state of the code before")
+    kd.status = status
+
+    def kill(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moment, kill)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(kd, keep_done=False)
+    assert facts_of(kd.folder).status == status
+
+
 def test_records_that_are_of_no_use_are_told_once(plan, session, capsys):
     kd = plan.cells[2]
     put(kd, "done")
@@ -153,6 +175,23 @@ def test_records_that_are_of_no_use_are_told_once(plan, session, capsys):
     told = f"note: {kd.label}: {why}edited after it was written; {where}"
     assert capsys.readouterr().err.splitlines().count(told) == 1
     assert json.loads(there.read_text()) == edited
+
+
+def test_a_record_that_the_file_system_does_not_give_stays(plan, session, monkeypatch):
+    kd = plan.cells[2]
+    put(kd, "done")
+    real = os.stat
+
+    def stall(path, *more, **how):
+        if path == kd.folder / "result.json" and not how:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, *more, **how)
+
+    monkeypatch.setattr("kdbench.results.store.os.stat", stall)
+    monkeypatch.setattr("pathlib.Path.exists", os.path.lexists)  # it is there, for all that anybody can tell
+    with pytest.raises(KdbenchError, match="Stale file handle"):
+        session().run()
+    assert not (kd.folder / "previous").is_dir()
 
 
 def test_a_note_about_a_cell_names_it(plan, session, capsys):
@@ -414,6 +453,17 @@ def test_endings_from_before_are_mirrored_and_no_progress(plan, elsewhere, monke
     assert "done " not in told
 
 
+def test_an_ending_without_a_record_of_a_cell_that_does_not_run_now(plan, elsewhere):
+    """Such as one that crashed in a job of Slurm, where the next command is for the teachers alone."""
+    told = []
+    session = elsewhere(
+        lambda self, jobs, report, stop: told.append(report({"event": "found", "cell_id": kd.id}))
+    )
+    kd = plan.cells[2]
+    assert not session.run()
+    assert told == [None]
+
+
 def test_parent_that_lost_the_run_folder_writes_no_failure(plan, elsewhere, capsys):
     def work(self, jobs, report, stop):
         (plan.run.path / ".lease-2").write_text(json.dumps({"token": "other", "host": "node7", "pid": 12}))
@@ -475,3 +525,35 @@ def test_options_for_a_method_that_is_left_out(registry, tmp_path):
     path = write_matrix(tmp_path / "m.yaml", name="m", methods=["kd", "dkd"], launcher_options=given)
     plan = Planner(registry, load_matrix(str(path)), RunFolder(tmp_path / "run"), ()).plan(["method=kd"])
     Session(registry, plan, Options(sinks=("none",), device="cpu"), PlainProgress())
+
+
+def test_sinks_are_closed_once(registry, monkeypatch):
+    """Ctrl-C while a slow store is closed has the session close it again."""
+    closed = []
+
+    class Sink:
+        def open(self, matrix, uri):
+            pass
+
+        def close(self, status):
+            closed.append(status)
+
+    monkeypatch.setattr(registry, "get", lambda kind, name: SimpleNamespace(load=lambda: Sink))
+    mirrors = Mirrors(registry, ("slow",), pytest.fail, "")
+    mirrors.open({}, None)
+    mirrors.close("finished")
+    mirrors.close("failed")
+    assert closed == ["finished"]
+
+
+def test_a_sink_that_fails_tells_no_password(registry, monkeypatch):
+    class Sink:
+        def open(self, matrix, uri):
+            raise ValueError(f"API request to {uri}/api failed")
+
+    told = []
+    monkeypatch.setattr(registry, "get", lambda kind, name: SimpleNamespace(load=lambda: Sink))
+    mirrors = Mirrors(registry, ("slow",), told.append, "")
+    mirrors.open({}, "http://me:my-password@host")
+    mirrors.close("finished")
+    assert "API request to http://***@host/api failed" in told[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +98,11 @@ def test_the_class_of_an_exception_is_told(
     record, _ = ends_with(error)
     assert record.error is not None
     assert (record.error.type, record.error.message) == (type(error).__name__, message)
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ESTALE, "crashed"), (errno.ENOENT, "failed")])
+def test_a_file_server_that_gives_errors_is_no_failure_of_the_method(
+    ends_with: Callable[[Exception], Outcome], number: int, status: str
+) -> None:
+    record, _ = ends_with(OSError(number, os.strerror(number), "checkpoint.safetensors"))
+    assert record.status == status  # of `crashed`, `--rerun failed` keeps the checkpoint

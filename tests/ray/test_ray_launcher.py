@@ -1,5 +1,7 @@
 """What the launcher makes of how tasks end; Ray itself is in test_ray_cluster.py."""
 
+import errno
+import os
 import signal
 from contextlib import contextmanager
 
@@ -274,3 +276,12 @@ def test_what_no_node_has_is_told(ray):
         KdbenchError, match=r"cells of kd ask for \{CPU: 3\}, which this machine does not have"
     ):
         ray.start(num_cpus=3)
+
+
+def test_a_file_server_that_does_not_answer(ray, monkeypatch):
+    def stall(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(module, "read_events", stall)
+    ray.start([ray.jobs[2]])
+    assert [e["event"] for e in ray.told if e["event"] != "note"] == ["finished"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,27 @@ def test_renewal_finds_that_it_is_lost(tmp_path: Path) -> None:
     (tmp_path / ".lease-1").unlink()
     renewer.join(10)
     assert mine.lost
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_stale_handle_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, looks = Lease(tmp_path, expiry=EXPIRY), threading.Semaphore(0)
+
+    def stale(path: Path) -> None:
+        looks.release()
+
+    read = leases.read_holder
+    monkeypatch.setattr(leases, "read_holder", stale)
+    assert mine.take()
+    assert looks.acquire(timeout=10)
+    monkeypatch.setattr(leases, "read_holder", read)
+    before = (tmp_path / ".lease-1").stat().st_mtime_ns
+    end = time.monotonic() + 10
+    while (tmp_path / ".lease-1").stat().st_mtime_ns == before:  # it is renewed again
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not mine.lost
+    mine.close()
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -324,6 +346,18 @@ def test_who_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holder, "_born", lambda pid: None)
     monkeypatch.setattr(os, "kill", forbidden)
     assert holder.alive(found) is None  # of another user, whose processes the machine may hide
+
+
+def test_who_cannot_look_takes_nobody_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = told(tmp_path)
+
+    def full(*arguments: object, **more: object) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Path, "read_text", full)
+    assert holder.alive(found) is None
+    with pytest.raises(OSError, match="Too many open files"):  # nobody could tell that it lives
+        holder.myself("t", 1.0)
 
 
 @pytest.mark.parametrize("seconds", ["NaN", "-1", "1e300", "0"])

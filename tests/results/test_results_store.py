@@ -120,6 +120,22 @@ def test_failed_or_broken_result_is_replaced(tmp_path, content):
     assert store.read_record(tmp_path / "result.json").status == "done"
 
 
+def test_a_result_that_the_file_system_does_not_give_stays(tmp_path, monkeypatch):
+    store.write_record(tmp_path, Record.model_validate(make_record()))
+    path, real = tmp_path / "result.json", open
+
+    def stall(name, *more, **how):
+        if name == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(name, *more, **how)
+
+    monkeypatch.setattr("builtins.open", stall)
+    with pytest.raises(RecordError, match="Input/output error"):
+        store.write_record(tmp_path, Record.model_validate(make_record(status="failed")))
+    monkeypatch.undo()
+    assert store.read_record(path).status == "done"
+
+
 def _broken():
     yield "{", "JSON"
     yield "[]", "an object"

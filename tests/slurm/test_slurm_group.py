@@ -91,6 +91,17 @@ def test_a_cell_that_hangs_is_killed_with_its_children(group, tmp_path):
     wait_until(lambda: not alive(child), "the child to die", limit_s=10)
 
 
+def test_a_cell_leaves_no_children_to_the_next_one(group, tmp_path):
+    program = (
+        "import subprocess, sys, pathlib\n"
+        "child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
+        "pathlib.Path(sys.argv[1], 'child').write_text(str(child.pid))\n"
+    )
+    group(cell(tmp_path, ONE), program=program)()
+    child = int((tmp_path / "cells" / ONE / "child").read_text())
+    wait_until(lambda: not alive(child), "the child to die", limit_s=10)
+
+
 def test_the_warning_is_not_for_the_cell(group, tmp_path):
     program = (
         "import os, signal\n"

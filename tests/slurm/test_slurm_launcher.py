@@ -1,7 +1,10 @@
 """What the launcher makes of the files and the queue that it finds; Slurm itself is in test_slurm_cluster.py."""
 
+import errno
 import json
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +12,7 @@ from kdbench.api import Job, KdbenchError
 from kdbench_launchers.slurm import launcher as module
 from kdbench_launchers.slurm.group import Cell, CellGroup, read_events
 from kdbench_launchers.slurm.launcher import SlurmLauncher
-from kdbench_launchers.slurm.submissions import fresh, open_submissions, unreported
+from kdbench_launchers.slurm.submissions import Submission, fresh, open_submissions, unreported
 
 TEACHER, STUDENT, OTHER = ("1" * 64, "2" * 64, "3" * 64)
 
@@ -226,6 +229,39 @@ def test_slurm_that_does_not_answer(slurm):
     fresh(slurm.run, [[OTHER]])
     with pytest.raises(KdbenchError, match="squeue does not answer"):
         slurm.start([slurm.jobs[2]])
+
+
+def test_a_file_server_that_does_not_answer(slurm, monkeypatch):
+    """Events that cannot be read in mid-run are read later."""
+    real = Submission.events
+
+    def events(self, task):
+        if slurm.looks < 4:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        slurm.record(OTHER)
+        slurm.note(self, task, {"event": "ended", "cell_id": OTHER, "code": 0})
+        return real(self, task)
+
+    monkeypatch.setattr(Submission, "events", events)
+    slurm.start([slurm.jobs[2]])
+    assert slurm.events() == [("finished", "3", None)]
+
+
+def test_a_submission_that_the_file_system_does_not_give_is_not_made_twice(slurm, monkeypatch):
+    leave(slurm)
+    real = Path.read_text
+
+    def stall(path, *more, **how):
+        if path.name == "submission.json":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, *more, **how)
+
+    monkeypatch.setattr(Path, "read_text", stall)
+    slurm.stops = 0
+    slurm.on_look = lambda: setattr(slurm, "stops", 1)
+    with pytest.raises(KdbenchError, match="Stale file handle, so nobody knows which jobs run"):
+        slurm.start()
+    assert len(slurm.sent) == 2
 
 
 def test_submission_that_slurm_refuses(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 import shutil
@@ -103,7 +104,8 @@ class _Try:
 
     def follow(self, report: Report) -> None:
         """Report what is new."""
-        self.seen.news(read_events(self.events), report)
+        with contextlib.suppress(OSError):  # a file server that does not answer; the next look tells
+            self.seen.news(read_events(self.events), report)
 
 
 class _Round:

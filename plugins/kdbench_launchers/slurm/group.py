@@ -61,6 +61,7 @@ class CellGroup:
             kill(process.pid)
             process.wait()
         self._child = None
+        kill(process.pid)  # what it left behind
         kind = "cut" if process.returncode in SAVED and not late else "ended"
         note(self._events, cell, kind, code=process.returncode, late=late)
 

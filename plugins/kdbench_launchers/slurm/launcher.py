@@ -155,7 +155,10 @@ class SlurmLauncher:
                 here = task in queue.get(name, ("", frozenset()))[1]
                 watched.missed = 0 if here else watched.missed + 1
             if (name, task) not in seen:
-                seen[name, task] = watched.submission.events(task)
+                try:
+                    seen[name, task] = watched.submission.events(task)
+                except OSError:  # a file server that does not answer; the next look tells
+                    continue
             if not watched.see(seen[name, task], report):
                 if watched.missed < _MISSES:
                     continue

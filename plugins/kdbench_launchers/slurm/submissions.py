@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdbench.api import KdbenchError
 from kdbench_launchers.node import endings, read_events
 
 
@@ -83,7 +84,10 @@ def fresh(run: Path, groups: Sequence[Sequence[str]]) -> Submission:
 
 
 def open_submissions(run: Path) -> list[Submission]:
-    """Return the submissions of which there is still something to tell, in the order of their making."""
+    """Return the submissions of which there is still something to tell, in the order of their making.
+
+    Raises KdbenchError for one that the file system does not give: its cells would be submitted twice.
+    """
     found = []
     for path in home(run).glob("*/submission.json"):
         if (path.parent / "closed").exists():
@@ -97,9 +101,12 @@ def open_submissions(run: Path) -> list[Submission]:
                 content["job_id"],
                 set(told.read_text(encoding="utf-8").split()) if told.exists() else set(),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+            found.append((path.stat().st_mtime, submission))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             continue
-        found.append((path.stat().st_mtime, submission))
+        except OSError as e:
+            text = f"{path}: {e.strerror}, so nobody knows which jobs run; try again later"
+            raise KdbenchError(text) from e
     return [submission for _, submission in sorted(found, key=lambda pair: pair[0])]
 
 
