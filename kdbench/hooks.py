@@ -226,6 +226,11 @@ class Job:
     method: str = ""
 
 
+#: A file that is in a cell's folder while its process (``kdbench cell``) waits for others of its machine, because
+#: it or they measure speed alone: time that does not count against the limit of the attempt.
+WAITS = ".waits"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where the cells of a launcher run that does not run them on this machine.

@@ -88,7 +88,10 @@ def _smoke(plan: Plan, session: Session) -> bool:
     done = {c.id for c in plan.cells if c.status == "done"}
     ready = [c for c in first_of_each(plan.cells) if done.issuperset(c.after)]
     problems = 0
-    for cell, problem in smoke(ready, session.device()):
+    device = session.device()
+    for cell in ready:
+        click.echo(f"a step of {cell.label}", err=True)
+        problem = smoke(cell, device)
         if problem is not None:
             problems += 1
             click.echo(f"failed: {cell.label}: {problem}", err=True)

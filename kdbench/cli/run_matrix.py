@@ -162,6 +162,7 @@ def run_matrix(
         slots_per_gpu=slots,
         processes=processes,
         system_metrics=system_metrics,
+        command=_again(),
     )
     session = Session(registry, plan, options, make_progress())
     if dry_run:
@@ -203,9 +204,14 @@ def _wait(name: str) -> None:
 
 
 def _again() -> str:
+    """Return the command that goes on: cells that `--rerun` took up are to run from then on."""
     import shlex
 
-    return shlex.join(["kdbench", *sys.argv[1:]])
+    words = list(sys.argv[1:])
+    while "--rerun" in words:
+        at = words.index("--rerun")
+        del words[at : at + 2]
+    return shlex.join(["kdbench", *(w for w in words if not w.startswith("--rerun="))])
 
 
 def _exit_code(plan: Plan) -> int:

@@ -48,7 +48,7 @@ def status(matrix: str, watch: bool, as_json: bool, every: float, runs: Path) ->
         if not watch:
             return
         if seen.idle:
-            why = "nobody works on this run" if seen.unfinished else "all cells are finished"
+            why = "nobody works on this run" if seen.unfinished else "nothing is left to run"
             click.echo(f"{seen.name}: {why}: --watch ends", err=True)
             return
         time.sleep(every)
@@ -69,14 +69,20 @@ def _folder(matrix: str, runs: Path) -> Path:
         if (runs / name / "matrix.json").exists():
             return runs / name
     known = [p.parent.name for p in runs.glob("*/matrix.json")]
-    raise KdbenchError(f"{runs / name}: no run of this matrix has begun{did_you_mean(name, known)}")
+    why = "no run of this matrix has begun, or it is still being planned"
+    raise KdbenchError(f"{runs / name}: {why}{did_you_mean(name, known)}")
 
 
 def _again(matrix: str, folder: Path) -> str:
-    """Return the command that goes on with the run; a run folder does not know the file that it is made of."""
+    """Return the command that goes on with the run: the one that began it, as far as it is known."""
     import shlex
 
     from kdbench.cli._matrices import shipped_matrices
+    from kdbench.results.progress import read_command
+    from kdbench.results.store import RunFolder
+
+    if (known := read_command(RunFolder(folder))) is not None:
+        return known
 
     shipped = folder.name in [m.name for m in shipped_matrices()]
     file = matrix if Path(matrix).is_file() else folder.name if shipped else "MATRIX"
@@ -97,7 +103,7 @@ def _outlook(seen: RunStatus, again: str) -> str:
     """Return what is left, in time where somebody works on it."""
     if not seen.unfinished:
         more = f"; `{again} --rerun failed` runs again what failed" if seen.failures else ""
-        return f"all cells are finished{more}"
+        return f"nothing is left to run{more}"
     if seen.idle:
         return f"nobody works on this run, {seen.unfinished} cell(s) are left: `{again}` goes on"
     if seen.left_s is None:

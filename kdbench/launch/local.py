@@ -273,7 +273,7 @@ class LocalLauncher:
             return True
         if code in (INTERRUPTED, NO_SPACE) or (worker.asked and not worker.killed and code != 1):
             worker.cut = True
-            report({"event": "interrupted", **told})
+            report({"event": "interrupted", **told, **_unsaved(code)})
         elif worker.killed:
             message = f"stopped after the limit of {job.timeout_s:g} s"
             report({"event": "died", "status": "timeout", "message": message, **told})
@@ -333,7 +333,11 @@ def _one_of_gang(worker: _Worker, event: Mapping[str, Any], report: Report) -> N
         return
     worker.failed |= {job.cell_id} if event["code"] != DONE else set()
     kind = "interrupted" if event["code"] in (INTERRUPTED, NO_SPACE) else "finished"
-    report({"event": kind, "cell_id": job.cell_id})
+    report({"event": kind, "cell_id": job.cell_id, **_unsaved(event["code"])})
+
+
+def _unsaved(code: int | None) -> dict[str, str]:
+    return {"message": "its state could not be saved"} if code == NO_SPACE else {}
 
 
 def _code(code: int | None) -> str:

@@ -12,15 +12,15 @@ from kdbench.launch.plan import Plan
 from kdbench.launch.views import Facts
 from kdbench.launch.whole import told
 from kdbench.matrix.identity import PROTOCOL
-from kdbench.results.progress import write_plan
+from kdbench.results.progress import write_command, write_plan
 from kdbench.results.store import atomic_write_json, read_record_dict, refuse_unread, write_record
 
 #: In a run folder: its board is not made yet, or not made whole.
 BOARD_DUE = ".board-due"
 
 
-def write_matrix(plan: Plan) -> None:
-    """Write ``matrix.json`` and the list of cells, and note that the board is due. Raises OSError."""
+def write_matrix(plan: Plan, command: str = "") -> None:
+    """Write ``matrix.json``, the list of cells and the command, and note that the board is due. Raises OSError."""
     (plan.run.path / BOARD_DUE).touch()
     matrix = plan.matrix.matrix
     facts = {
@@ -33,6 +33,8 @@ def write_matrix(plan: Plan) -> None:
     atomic_write_json(plan.run.path / "matrix.json", facts)
     patterns = {p: k for k, p in enumerate(dict.fromkeys(c.pattern for c in plan.cells))}
     write_plan(plan.run, [(c.id, patterns[c.pattern]) for c in plan.cells])
+    if command:
+        write_command(plan.run, command)
 
 
 def matrix_facts(plan: Plan) -> dict[str, Any]:

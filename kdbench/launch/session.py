@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
-from kdbench.errors import KdbenchError, RecordError
+from kdbench.errors import KdbenchError
 from kdbench.hooks import Job
 from kdbench.launch.aside import set_aside
 from kdbench.launch.chosen import OPEN, open_cells, still_open
 from kdbench.launch.elsewhere import check_processes, known_options, place_of, shares_at
-from kdbench.launch.failure import clean_log, write_failure
 from kdbench.launch.forecast import Forecast
 from kdbench.launch.gangs import Wish, arrange, compiled, told
+from kdbench.launch.hearing import Hearing
 from kdbench.launch.history import forecast_of
 from kdbench.launch.holding import hold_run
 from kdbench.launch.mirror import Mirrors, prepare
@@ -24,7 +23,7 @@ from kdbench.launch.outlook import Outlook
 from kdbench.launch.packing import MOST
 from kdbench.launch.packing import Wish as Slots
 from kdbench.launch.plan import Plan, PlannedCell
-from kdbench.launch.progress import INTERRUPTED, Progress, clock_text, outcome
+from kdbench.launch.progress import Progress, clock_text
 from kdbench.launch.resolve import Resolver
 from kdbench.launch.server import warm_up
 from kdbench.launch.shares import Shares, share_out
@@ -35,7 +34,7 @@ from kdbench.launch.views import Files
 from kdbench.measure.cores import cores
 from kdbench.registry import Registry
 from kdbench.results.lease import Lease, LeaseLost
-from kdbench.results.store import atomic_write_bytes, read_record_dict, remove_unfinished
+from kdbench.results.store import atomic_write_bytes, remove_unfinished
 
 
 @dataclass
@@ -60,6 +59,8 @@ class Options:
     processes: int = 1
     #: whether to sample how busy the machine is, where psutil is installed
     system_metrics: bool = True
+    #: what goes on with the run, for people
+    command: str = ""
 
 
 class Session:
@@ -118,24 +119,27 @@ class Session:
             cells = still_open(self._plan, cells, self._registry)
             # before the sinks open, which takes seconds too
             self._tell([planned, *self.sharing()])
-            write_matrix(self._plan)
+            write_matrix(self._plan, self._options.command)
             chosen = {c.id for c in cells}
             jobs = [self._prepare(c, device, chosen) for c in cells]
             self._arrange(jobs, gpus, self._launcher)  # for the time that it will take
             self._mirrors.open(matrix_facts(self._plan), self._options.tracking_uri)
             self._tell(note_not_applicable(self._plan, self._mirrors))
-            self._fire("kdbench_matrix_started", plan=matrix_facts(self._plan))
+            hear = Hearing(
+                self._registry, self._cells, self._progress, self._mirrors, self._outlook, self._lost
+            )
+            hear.fire("kdbench_matrix_started", plan=matrix_facts(self._plan))
             if self._outlook.forecast.knows:
                 self._tell([self._expected()])
             self._progress.start(len(cells), done, self._outlook.left)
             self._lease = lease
             with asked_to_stop(self._stop), self._watched():
-                self._launch(jobs, gpus)
+                self._launch(jobs, gpus, hear)
             self._asked()
             annotate(self._plan, self._mirrors)
             ended = {self._cells[c.id].status for c in cells} - {"not_applicable"}
             self._mirrors.close("killed" if self._stops else "finished" if ended <= {"done"} else "failed")
-            self._fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
+            hear.fire("kdbench_matrix_finished", summary=dict(self._plan.counts()))
         except BaseException:
             self._mirrors.close("failed")
             raise
@@ -191,7 +195,7 @@ class Session:
             cost=self._outlook.forecast.cost(cell.id),
         )
 
-    def _launch(self, jobs: Sequence[Job], gpus: int) -> None:
+    def _launch(self, jobs: Sequence[Job], gpus: int, hear: Hearing) -> None:
         total = len(jobs)
         jobs = self._arrange(jobs, gpus, self._launcher)
         self._tell(self._told(jobs, total))
@@ -200,7 +204,7 @@ class Session:
         options["processes"] = self._options.processes
         if gpus:
             options["slots_per_gpu"] = self._slots_per_gpu
-        self._launcher(options).run(jobs, self._on_event, self._asked)
+        self._launcher(options).run(jobs, hear, self._asked)
 
     def _asked(self) -> int:
         """Return how often the user, or the loss of the run folder, asked to stop."""
@@ -305,6 +309,8 @@ class Session:
         seconds = self._outlook.left()
         if seconds is None:
             return "expected time: unknown before the first cells"
+        if self._place is not None and self._options.workers is None:
+            return f"expected time: {clock_text(seconds)} if all run at once"
         return f"expected time: {clock_text(seconds)} with {self._shares.workers} worker(s)"
 
     def _preview(self) -> list[Job]:
@@ -318,60 +324,6 @@ class Session:
         chosen = {c.id for c in cells}
         jobs = [self._job(c, device, chosen) for c in cells]
         return self._arrange(jobs, gpus, self._launcher)
-
-    def _on_event(self, event: Mapping[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "note":
-            about = self._cells.get(event.get("cell_id", ""))
-            self._progress.note(f"note: {about.label}: {event['message']}" if about else event["message"])
-            return
-        if kind == "found" and event["cell_id"] not in self._cells:
-            return  # of cells that the matrix has no more
-        cell = self._cells[event["cell_id"]]
-        facts = {"cell_id": cell.id, **cell.file.labels.model_dump()}
-        if kind not in ("finished", "died", "found"):
-            self._outlook.see(event)
-        clean_log(cell.folder, kind)
-        if kind == "started":
-            self._progress.cell_started(cell)
-            self._fire("kdbench_cell_started", cell=facts)
-        elif kind == "epoch":
-            self._progress.epoch(cell, event["row"], cell.file.recipe.epochs)
-            self._fire("kdbench_epoch_finished", cell=facts, epoch=event["row"])
-        elif kind == "released":
-            self._progress.note(f"{cell.label}: {event['message']}")
-        elif kind == "interrupted":
-            cell.status = "interrupted"
-            self._progress.cell_ended(cell, INTERRUPTED, "saved; the same command resumes it")
-        elif kind == "found":
-            with suppress(RecordError):  # it ended without one, and is none of those that run now
-                record = read_record_dict(cell.folder / "result.json")
-                self._mirrors.write(cell.folder)
-                self._fire("kdbench_cell_finished", cell=facts, record=record)
-        elif kind == "died" and self._lost():
-            cell.status = "interrupted"
-            self._progress.cell_ended(cell, INTERRUPTED, "left to the kdbench that took over the run folder")
-        elif kind in ("finished", "died"):
-            if kind == "died":
-                try:
-                    # its process may live after all, on a machine that nobody hears of, and write one now
-                    write_failure(cell.folder, event["status"], event["message"], new=True)
-                except RecordError:
-                    # a finished cell that ran again for its weights or route keeps its result
-                    self._progress.note(
-                        f"warning: {cell.label}: {event['message']}; its earlier result stays"
-                    )
-            record = read_record_dict(cell.folder / "result.json")
-            cell.status = record["status"]
-            cell.reason = (record.get("error") or {}).get("message")
-            self._outlook.see(event, record)
-            self._progress.cell_ended(cell, cell.status, outcome(record))
-            self._mirrors.write(cell.folder)
-            self._fire("kdbench_cell_finished", cell=facts, record=record)
-
-    def _fire(self, hook: str, **arguments: Any) -> None:
-        for warning in self._registry.fire(hook, **arguments):
-            self._progress.note(f"warning: {warning}")
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

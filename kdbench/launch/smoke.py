@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from kdbench.launch.planned import PlannedCell
 from kdbench.launch.server import context
 from kdbench.results.store import atomic_write_bytes
 
-#: Seconds that a step may take, with making the networks and reading the data.
+#: Seconds that a step may take, with making the networks and reading the data; less where the matrix says so.
 LIMIT_S = 900.0
 
 
@@ -26,35 +26,32 @@ def first_of_each(cells: Sequence[PlannedCell]) -> list[PlannedCell]:
     return list(found.values())
 
 
-def smoke(
-    cells: Sequence[PlannedCell], device: str, threads: int = 1
-) -> Iterator[tuple[PlannedCell, str | None]]:
-    """Train a step of each cell in a process of its own; yields the cell and what is wrong, or None.
+def smoke(cell: PlannedCell, device: str, threads: int = 1) -> str | None:
+    """Train a step of a cell in a process of its own; return what is wrong, or None.
 
     Nothing of it stays: the cell's own folder is not touched.
     """
-    for cell in cells:
-        # beside its teachers, under a name that no cell has
-        folder = cell.pattern.cells / f".smoke-{cell.id}"
+    # beside its teachers, under a name that no cell has
+    folder = cell.pattern.cells / f".smoke-{cell.id}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        file = cell.file.model_copy(update={"device": device, "threads": threads})
+        atomic_write_bytes(folder / "cell.json", file.model_dump_json().encode(), durable=False)
+        return _one(folder, min(LIMIT_S, cell.pattern.spec.timeout_s or LIMIT_S))
+    finally:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        try:
-            file = cell.file.model_copy(update={"device": device, "threads": threads})
-            atomic_write_bytes(folder / "cell.json", file.model_dump_json().encode(), durable=False)
-            yield cell, _one(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _one(folder: Path) -> str | None:
+def _one(folder: Path, limit_s: float) -> str | None:
     ctx = context()
     ours, theirs = ctx.Pipe()
     process = ctx.Process(target=step, args=(str(folder), theirs))
     process.start()
     theirs.close()
     try:
-        if not ours.poll(LIMIT_S):
-            return f"no step within {LIMIT_S:.0f} s"
+        if not ours.poll(limit_s):
+            return f"no step within {limit_s:g} s"
         problem: str | None = ours.recv()
         return problem
     except EOFError:

@@ -13,11 +13,16 @@ from statistics import fmean
 from typing import Any
 
 from kdbench.errors import RecordError
+from kdbench.redact import redact
 from kdbench.results.holder import Holder, alive, newest_holder
 from kdbench.results.store import CURVES, RESULT, RunFolder, atomic_write_bytes, read_own_record
 
 #: Lists the cells of the latest plan, each with the number of its pattern: cells of one differ in their seed only.
 PLAN = "plan.txt"
+#: Has the command that made the latest plan.
+COMMAND = ".command"
+#: Characters of a command that are shown.
+_LONGEST = 10_000
 _LINE = re.compile(r"([0-9a-f]{64}) (\d{1,9})\Z")
 #: Words for the state of a cell without a record that can be used; of the others it is the record's status.
 TO_RUN, RUNNING, INTERRUPTED, UNREADABLE = "to run", "running", "interrupted", "unreadable"
@@ -87,6 +92,20 @@ class RunStatus:
             "parent": self.parent,
             "left_s": self.left_s,
         }
+
+
+def write_command(run: RunFolder, command: str) -> None:
+    """Leave the command that goes on with a run, without its secrets. Raises OSError."""
+    atomic_write_bytes(run.path / COMMAND, redact(command).encode("utf-8", "replace"), durable=False)
+
+
+def read_command(run: RunFolder) -> str | None:
+    """Return the command that goes on with a run, None where it is not known."""
+    try:
+        text = (run.path / COMMAND).read_text(errors="replace")[:_LONGEST]
+    except OSError:
+        return None
+    return re.sub(r"[\x00-\x1f\x7f]", "?", text) or None
 
 
 def write_plan(run: RunFolder, cells: list[tuple[str, int]]) -> None:

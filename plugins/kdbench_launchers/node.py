@@ -19,10 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdbench.hooks import WAITS
+
 #: Exit codes of ``kdbench cell``: the state is saved, for there is no space or somebody asked to stop.
 NO_SPACE = 3
 SAVED = (NO_SPACE, 130, -signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
+#: Seconds between two looks whether a cell waits.
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,27 @@ def start(cell: Cell, cwd: Path | None = None) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd, preexec_fn=_prepare_child
         )
+
+
+class Limit:
+    """The time limit of an attempt; what the cell waits for others of its machine does not count."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._mark, self._left = cell.folder / WAITS, cell.timeout_s
+        self._at = time.monotonic()
+        if self._left is not None:
+            with contextlib.suppress(OSError):
+                self._mark.unlink()  # of an attempt that was killed
+
+    def over(self) -> bool:
+        """Return whether it is reached; to be asked every second or so."""
+        now = time.monotonic()
+        if self._left is None or now - self._at < _LOOK_S:
+            return False
+        if not self._mark.exists():
+            self._left -= now - self._at
+        self._at = now
+        return self._left < 0
 
 
 def ask(pid: int | None) -> None:

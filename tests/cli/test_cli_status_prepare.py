@@ -11,7 +11,7 @@ from matrices import write_matrix
 
 from kdbench.cli import main
 from kdbench.results.lease import Lease
-from kdbench.results.progress import PLAN, RunWatch, write_plan
+from kdbench.results.progress import PLAN, RunWatch, write_command, write_plan
 from kdbench.results.store import RunFolder
 
 IDS = [f"{k:064x}" for k in range(8)]
@@ -104,10 +104,10 @@ def test_a_run_with_nothing_left(run):
     for cell_id in IDS[4:]:
         put(run, cell_id, "done")
     done = status(run, "--watch")
-    assert "\nall cells are finished; `kdbench run-matrix MATRIX" in done.stdout
+    assert "\nnothing is left to run; `kdbench run-matrix MATRIX" in done.stdout
     assert "--rerun failed` runs again what failed\n" in done.stdout
     assert "time left" not in done.stdout
-    assert done.stderr == "tiny: all cells are finished: --watch ends\n"
+    assert done.stderr == "tiny: nothing is left to run: --watch ends\n"
 
 
 def test_the_command_that_goes_on_with_a_shipped_matrix(tmp_path, monkeypatch):
@@ -117,6 +117,12 @@ def test_the_command_that_goes_on_with_a_shipped_matrix(tmp_path, monkeypatch):
     write_plan(quick, [(IDS[0], 0)])
     done = CliRunner().invoke(main, ["status", "quickstart"])
     assert "1 cell(s) are left: `kdbench run-matrix quickstart` goes on\n" in done.stdout
+
+
+def test_the_command_that_began_the_run_goes_on_with_it(run):
+    write_command(run, "kdbench run-matrix m.yaml --launcher ray --tracking-uri http://me:hidden-word@host")
+    text = status(run).stdout
+    assert "`kdbench run-matrix m.yaml --launcher ray --tracking-uri http://***@host` goes on\n" in text
 
 
 def test_records_that_are_not_as_they_were_written_are_no_results(run):
@@ -180,7 +186,9 @@ def test_run_without_a_plan_and_unknown_runs(run):
     assert json.loads(status(run, "--json").stdout)["cells"] == 6
     found = CliRunner().invoke(main, ["status", "tidy", "--runs", str(run.path.parent)])
     assert found.exit_code == 2
-    assert "no run of this matrix has begun (did you mean 'tiny'?)" in found.stderr
+    assert (
+        "no run of this matrix has begun, or it is still being planned (did you mean 'tiny'?)" in found.stderr
+    )
 
 
 def test_prepare_trains_a_step_of_each_method(tmp_path, monkeypatch):

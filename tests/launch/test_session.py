@@ -45,18 +45,18 @@ def session(plan, registry, monkeypatch):
         made = Session(registry, plan, Options(sinks=("none",), device="cpu", **options), PlainProgress())
         monkeypatch.setattr(made, "_devices", lambda cells: ("cpu", 0))
 
-        def launch(jobs, gpus):
+        def launch(jobs, gpus, hear):
             made.jobs = jobs
             for job in jobs:
                 cell = made._cells[job.cell_id]
-                made._on_event({"event": "started", "cell_id": job.cell_id})
+                hear({"event": "started", "cell_id": job.cell_id})
                 status = (outcomes or {}).get(cell.file.method, "done")
                 if status == "died":
                     told = {"event": "died", "status": "crashed", "message": "gone"}
-                    made._on_event({**told, "cell_id": job.cell_id})
+                    hear({**told, "cell_id": job.cell_id})
                     continue
                 put(cell, status)
-                made._on_event({"event": "finished", "cell_id": job.cell_id})
+                hear({"event": "finished", "cell_id": job.cell_id})
 
         monkeypatch.setattr(made, "_launch", launch)
         return made
@@ -196,8 +196,10 @@ def test_a_record_that_the_file_system_does_not_give_stays(plan, session, monkey
 
 def test_a_note_about_a_cell_names_it(plan, session, capsys):
     kd = plan.cells[2]
-    session()._on_event({"event": "note", "cell_id": kd.id, "message": "something"})
-    assert capsys.readouterr().err == f"note: {kd.label}: something\n"
+    made = session()
+    made._launch = lambda jobs, gpus, hear: hear({"event": "note", "cell_id": kd.id, "message": "something"})
+    made.run()
+    assert f"note: {kd.label}: something" in capsys.readouterr().err.splitlines()
 
 
 def test_damaged_record_of_a_cell_that_cannot_be(plan, session, capsys):
@@ -305,12 +307,12 @@ def test_the_plan_and_the_run_expect_the_same(plan, session, capsys):
 def test_cells_that_are_cut_are_no_progress(plan, session, capsys, monkeypatch):
     made = session()
 
-    def launch(jobs, gpus):
+    def launch(jobs, gpus, hear):
         for job, kind in zip(jobs, ("finished", "interrupted", "interrupted", "finished"), strict=True):
-            made._on_event({"event": "started", "cell_id": job.cell_id})
+            hear({"event": "started", "cell_id": job.cell_id})
             if kind == "finished":
                 put(made._cells[job.cell_id], "done")
-            made._on_event({"event": kind, "cell_id": job.cell_id})
+            hear({"event": kind, "cell_id": job.cell_id})
 
     monkeypatch.setattr(made, "_launch", launch)
     made.run()

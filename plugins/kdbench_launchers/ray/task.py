@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdbench_launchers.node import SAVED, Cell, ask, kill, note, start
+from kdbench_launchers.node import SAVED, Cell, Limit, ask, kill, note, start
 
 #: Seconds in which a shared folder shows what another machine wrote, and in which a cell that was asked to saves.
 _SHOWN_S, _GRACE_S = 30.0, 600.0
@@ -29,8 +29,8 @@ def run_cell(cell: Cell, events: Path, cwd: Path) -> dict[str, Any]:
     host = socket.gethostname()
     with _signals() as came:
         note(events, cell, "started", host=host)
-        process = start(cell, cwd if cwd.is_dir() else None)
-        late = _wait(process, cell.timeout_s, came)
+        limit, process = Limit(cell), start(cell, cwd if cwd.is_dir() else None)
+        late = _wait(process, limit, came)
     code = process.returncode
     recorded = (cell.folder / "result.json").exists()
     kind = "cut" if code in SAVED and not late else "ended"
@@ -44,16 +44,16 @@ def run_cell(cell: Cell, events: Path, cwd: Path) -> dict[str, Any]:
     }
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_s: float | None, came: list[int]) -> bool:
+def _wait(process: subprocess.Popen[bytes], limit: Limit, came: list[int]) -> bool:
     """Wait for the end of a cell's process. Returns whether it was killed because it took too long."""
-    began, asked_at = time.monotonic(), None
+    asked_at = None
     try:
         while process.poll() is None:
             now = time.monotonic()
             if came and asked_at is None:
                 asked_at = now
                 ask(process.pid)
-            late = timeout_s is not None and now - began > timeout_s
+            late = limit.over()
             if late or (asked_at is not None and now - asked_at > _GRACE_S):
                 kill(process.pid)
                 process.wait()

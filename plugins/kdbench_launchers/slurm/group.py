@@ -6,6 +6,7 @@ has its cell save its state, and the same job goes on later, here or on another 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,7 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kdbench_launchers.node import SAVED, Cell, ask, endings, is_done, kill, note, read_events, start
+from kdbench_launchers.node import SAVED, Cell, Limit, ask, endings, is_done, kill, note, read_events, start
+
+#: Seconds between two looks at the limit of a cell.
+_LOOK_S = 1.0
 
 
 class CellGroup:
@@ -51,15 +55,16 @@ class CellGroup:
             note(self._events, cell, "ended", code=None, teacher=lacks.name)
             return
         note(self._events, cell, "started", host=socket.gethostname(), job=os.environ.get("SLURM_JOB_ID"))
-        process = start(cell)
+        limit, process = Limit(cell), start(cell)
         self._child = process.pid
         late = False
-        try:
-            process.wait(timeout=cell.timeout_s)
-        except subprocess.TimeoutExpired:
-            late = True
-            kill(process.pid)
-            process.wait()
+        while process.returncode is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_LOOK_S)
+            if process.returncode is None and limit.over():
+                late = True
+                kill(process.pid)
+                process.wait()
         self._child = None
         kill(process.pid)  # what it left behind
         kind = "cut" if process.returncode in SAVED and not late else "ended"
