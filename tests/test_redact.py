@@ -39,6 +39,8 @@ def planted(monkeypatch):
         "PGPASSWORD",
         "SLURM_JWT",
         "AZURE_STORAGE_CONNECTION_STRING",
+        "KAGGLE_KEY",
+        "REDISCLI_AUTH",
     ],
 )
 def test_variables_that_are_secret(name):
@@ -145,6 +147,7 @@ def test_a_cell_that_ends_by_itself_scrubs_its_log(tmp_path, monkeypatch):
         return 1
 
     monkeypatch.setattr("kdbench.launch.worker.run_folder", run)
+    monkeypatch.setattr("kdbench.cli.cell._check_teachers", lambda folder: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     CliRunner().invoke(main, ["cell", str(tmp_path)])
     assert (tmp_path / "log.txt").read_text() == "*" * len(TOKEN)

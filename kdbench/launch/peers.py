@@ -147,7 +147,7 @@ class Peers:
         """Send the others away with an exit code: the cell is done already, or another's."""
         self._ended = True
         self._say({"over": code})
-        self._tidy()
+        self.tidy()
 
     def leave(self) -> None:
         """Part with the others, who know that this one did nothing wrong."""
@@ -157,9 +157,10 @@ class Peers:
         self._say({"farewell": True})
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
-        self._tidy()
+        self.tidy()
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
+        """Remove the file at which the processes met; nobody needs it any more."""
         if self.seat.rank == 0 and self.seat.meeting.startswith("file://"):
             path = Path(self.seat.meeting.removeprefix("file://"))
             path.unlink(missing_ok=True)
@@ -238,7 +239,7 @@ class Peers:
         self._told.set()
         if self._claimed.wait(GRACE_S) or not self.claim():
             return
-        self._tidy()
+        self.tidy()
         self._lost(self.loss)
 
     def _say(self, what: dict[str, Any]) -> None:

@@ -120,6 +120,8 @@ class _Part:
         loss = peers.cause() if peers is not None and _unreachable(error) else None
         if peers is not None and not peers.claim():
             threading.Event().wait()  # another thread ends this process
+        if peers is not None:
+            peers.tidy()
         if loss is not None:
             return self._write(loss) if self._lead else FAILED
         if self._lead:

@@ -13,6 +13,7 @@ from matrices import DIGITS, STUDENT, TEACHER, write_matrix
 from PIL import Image
 
 from kdbench.cli import main
+from kdbench.cli.run_matrix import _again as again
 from kdbench.measure.cores import cores
 from kdbench.results.lease import Lease
 
@@ -344,3 +345,9 @@ def test_more_threads_than_cores_are_warned_of(kdbench, tiny_matrix):
     assert f"warning: 1 worker(s) with {threads} thread(s) each are more than the" in done.stderr
     record = by_variant(kdbench.cwd / "runs" / "threads")["vanilla"]
     assert record["environment"]["threads"] == threads
+
+
+@pytest.mark.parametrize("rerun", [(), ("--rerun", "failed"), ("--rerun=all",)])
+def test_the_command_that_goes_on_runs_nothing_again(monkeypatch, rerun):
+    monkeypatch.setattr("sys.argv", ["kdbench", "run-matrix", "a b.yaml", *rerun, "--workers", "1"])
+    assert again() == "kdbench run-matrix 'a b.yaml' --workers 1"

@@ -96,7 +96,7 @@ def run(tmp_path, monkeypatch):
             folder.mkdir()
             (folder / "act").write_text(word)
             jobs.append(Job(cell_id=cell, folder=folder, label=cell, **more))
-        events = []
+        events = go.events = []
         LocalLauncher({"workers": workers, "gpus": gpus, **options}).run(
             jobs, lambda e: events.append(dict(e)), stop
         )
@@ -233,6 +233,8 @@ def test_second_stop_kills(run, tmp_path):
 def test_full_disk_ends_the_run(run):
     with pytest.raises(KdbenchError, match=r"x: No space left on device; finished cells are safe"):
         run({"a": ("full", {"cost": 2.0}), "b": ("done", {})})
+    told = [e["message"] for e in run.events if e["event"] == "interrupted" and e["cell_id"] == "a"]
+    assert told == ["its state could not be saved"]
 
 
 def test_slots_go_round_the_gpus(run, monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from together_world import TOLERANCE, Cells, content, distance, record, together
 
 from kdbench.hooks import Job
@@ -35,9 +36,11 @@ def test_a_process_that_is_killed_ends_the_cell_and_the_next_run_goes_on(
     assert distance(whole, folder) < TOLERANCE
 
 
-def test_an_error_of_one_process_is_the_cells(cells: Cells, tmp_path: Path) -> None:
+@pytest.mark.parametrize("who", [0, 1])
+def test_an_error_of_one_process_is_the_cells(cells: Cells, tmp_path: Path, who: int) -> None:
     folder = cells(tmp_path, "kd")
-    assert together(2, [folder], tmp_path, act="raise", at=2) == [FAILED, FAILED]
+    assert together(2, [folder], tmp_path, act="raise", who=who, at=2) == [FAILED, FAILED]
+    assert not list(tmp_path.glob("meeting-*"))
     left = record(folder)
     assert (left["status"], left["error"]["message"]) == ("failed", "ValueError: only here")
     assert "_misbehave" in left["error"]["traceback"]
