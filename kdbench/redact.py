@@ -17,7 +17,7 @@ SHORTEST = 6
 _STARS = "***"
 _NAME = re.compile(
     r"(^|_)(TOKEN|JWT|SECRET|CREDENTIALS?|CONNECTION_STRING|APIKEY|(API|ACCESS|PRIVATE|SECRET|ACCOUNT)_KEY)(_|$)"
-    r"|PASSW(OR)?D(_|$)|_PWD$"  # PGPASSWORD, too
+    r"|PASSW(OR)?D(_|$)|_(PWD|KEY|AUTH)$"  # PGPASSWORD and REDISCLI_AUTH, too
 )
 _NO_SECRET = re.compile(r"_(PATH|FILE|DIR|URL|URI|ID|NAME|TYPE|TTL)$")
 _IN_URI = re.compile(r"://(?:[^\s/:@'\"]*:([^\s@'\"]+)|([^\s/:@'\"]{20,}))@")
