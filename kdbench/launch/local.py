@@ -58,7 +58,6 @@ class _Worker:
 
     def __post_init__(self) -> None:
         self.left = {j.cell_id: j for j in self.job.gang}
-        self.known = {j.cell_id for j in self.job.gang or (self.job,) if _is_done(j)}
 
     def wait(self, at: float, *, begins: bool) -> None:
         """Take note of the time at which it began to wait, or went on."""
@@ -204,11 +203,12 @@ class LocalLauncher:
         )
         if self._packing is not None:
             self._packing.started(job.cell_id, slot % self._gpus)
+        known = {j.cell_id for j in job.gang or (job,) if _is_done(j)}
         process = ctx.Process(target=target, args=(what, theirs, environment, end), name=job.label)
         process.start()
         theirs.close()
         end.close()
-        return _Worker(job, process, ours, slot, life=life)
+        return _Worker(job, process, ours, slot, life=life, known=known)
 
     def _environment(self, slot: int) -> dict[str, str]:
         several = {} if self._processes == 1 else {PROCESSES: str(self._processes)}
