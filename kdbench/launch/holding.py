@@ -138,7 +138,7 @@ def _done(folder: Path) -> bool:
 
 def _whole(folder: Path) -> bool:
     """Return whether a finished cell has the files that its ``cell.json`` asks for."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         cell = json.loads((folder / "cell.json").read_bytes())
         return is_whole(folder, cell["labels"]["role"], cell.get("keep_epochs") or ())
     return False

@@ -76,7 +76,7 @@ def read_holder(path: Path, number: int = 0) -> Holder | None:
         "born": 0,
         "expiry_s": EXPIRY_S,
     }
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
         read = json.loads(data)
         known |= {k: read[k] for k, v in known.items() if isinstance(read.get(k), (type(v), int))}
     if not 0.0 < known["expiry_s"] < MOST_S:  # type: ignore[operator]

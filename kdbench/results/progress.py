@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kdbench.errors import RecordError
+from kdbench.errors import RecordError, visible
 from kdbench.redact import redact
 from kdbench.results.holder import Holder, alive, newest_holder
 from kdbench.results.store import CURVES, RESULT, RunFolder, atomic_write_bytes, read_own_record
@@ -105,7 +105,7 @@ def read_command(run: RunFolder) -> str | None:
         text = (run.path / COMMAND).read_text(errors="replace")[:_LONGEST]
     except OSError:
         return None
-    return re.sub(r"[\x00-\x1f\x7f]", "?", text) or None
+    return visible(text) or None
 
 
 def write_plan(run: RunFolder, cells: list[tuple[str, int]]) -> None:
@@ -143,13 +143,13 @@ class RunWatch:
         out.failures = sorted(self._failed.values(), key=lambda f: (f.status == INTERRUPTED, f.cell_id))
         holder = newest_holder(run.path)
         if holder is not None and alive(holder) is not False:
-            out.parent = f"{holder.host or 'unknown host'}, process {holder.pid}"
+            out.parent = f"{visible(holder.host) or 'unknown host'}, process {holder.pid}"
         out.left_s = _left(seconds, left, out.running)
         return out
 
     def _cells(self) -> list[tuple[str, int]]:
         try:
-            lines = (self._run.path / PLAN).read_text().splitlines()
+            lines = (self._run.path / PLAN).read_text(errors="replace").splitlines()
         except OSError:  # a run of an earlier version: what there is of it
             return [(name, 0) for name in sorted(self._run.cell_names())]
         return [(m[1], int(m[2])) for line in lines if (m := _LINE.match(line))]
@@ -197,7 +197,7 @@ class RunWatch:
     def _label(self, folder: Path, cell_id: str) -> str:
         """Return the label of a cell without a record; its file is read once."""
         if cell_id not in self._labels:
-            self._labels[cell_id] = _label(_json(folder / "cell.json").get("labels") or {})
+            self._labels[cell_id] = _label(_part(_json(folder / "cell.json"), "labels"))
         return self._labels[cell_id]
 
 
@@ -212,7 +212,7 @@ def _told(cell_id: str, record: dict[str, Any]) -> tuple[str, float | None, Fail
         return status, None, None
     message = ((record.get("error") or {}).get("message") or "").strip().splitlines()
     label = _label(record.get("labels") or {})
-    return status, None, Failed(cell_id, status, label, message[0][:300] if message else "")
+    return status, None, Failed(cell_id, status, label, visible(message[0])[:300] if message else "")
 
 
 def _running(folder: Path, cell_id: str, holder: Holder) -> Running:
@@ -221,13 +221,13 @@ def _running(folder: Path, cell_id: str, holder: Holder) -> Running:
     age = max(0.0, time.time() - holder.beat_ns / 1e9)
     return Running(
         cell_id=cell_id,
-        label=_label(cell.get("labels") or {}),
-        host=holder.host or "?",
+        label=_label(_part(cell, "labels")),
+        host=visible(holder.host) or "?",
         pid=holder.pid,
         beat_age_s=age,
         silent=age > holder.expiry_s,
-        epoch=int(row.get("epoch") or 0),
-        epochs=int((cell.get("recipe") or {}).get("epochs") or 0),
+        epoch=_count(row.get("epoch")),
+        epochs=_count(_part(cell, "recipe").get("epochs")),
     )
 
 
@@ -249,13 +249,22 @@ def _label(names: dict[str, Any]) -> str:
     role = f" ({names['role']})" if names.get("role", "student") != "student" else ""
     role += f" ({names['track']})" if names.get("track", "default") != "default" else ""
     text = f"{names.get('variant')} | {pair} | {names.get('dataset')} | seed {names.get('seed')}{role}"
-    return re.sub(r"[\x00-\x1f\x7f]", "?", text) if names else "?"
+    return visible(text) if names else "?"
+
+
+def _part(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    part = facts.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -272,7 +281,7 @@ def _last_row(path: Path) -> dict[str, Any]:
     for line in reversed(lines):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             return row

@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from factories import make_record, make_speed_record, signed
 
 from kdbench.cli.leaderboard import folder_name
-from kdbench.errors import KdbenchError, MatrixError
+from kdbench.errors import KdbenchError, MatrixError, RecordError
+from kdbench.launch import looking
 from kdbench.leaderboard import curves, folder
 from kdbench.matrix import expand, load_matrix
 from kdbench.matrix.studies import read_studies
-from kdbench.results import confusion, store
+from kdbench.results import confusion, holder, progress, store
 from kdbench.results.system import read_samples
 
 from .engine import Target, bad_message
@@ -193,11 +195,57 @@ def _run(data: bytes, where: Path) -> None:
     folder_name(str(store.RunFolder(where).matrix()["name"]), where / "matrix.json")
 
 
+#: What a cell was asked and how far it is, in one.
+_ASKED = [
+    b'{"labels": {"variant": "kd", "teacher": "t", "student": "s", "dataset": "d", "seed": 1, "role": "student"},'
+    b' "recipe": {"epochs": 4}, "epoch": 2, "host": "here", "pid": 3, "machine": "m", "expiry_s": 60.0}\n',
+    b"1" * 64 + b" 0\n" + b"4" * 64 + b" 1\n",
+    b"kdbench run-matrix m.yaml --runs 'a b'",
+]
+
+
+def _status(data: bytes, where: Path) -> None:
+    """As any file of a cell, for the plan and for ``kdbench status``, which judge and do not refuse."""
+    run = store.RunFolder(where)
+    (where / "matrix.json").write_text('{"name": "m"}')
+    named = re.search(rb'"cell_id": *"([0-9a-f]{64})"', data)
+    cells = [run.cell(c * 64) for c in "123"] + [run.cell(named[1].decode() if named else "4" * 64)]
+    for cell in cells:
+        cell.mkdir(parents=True, exist_ok=True)
+    (cells[0] / "cell.json").write_bytes(data)
+    (cells[0] / "curves.jsonl").write_bytes(data)
+    (cells[0] / ".lease-1").write_text(holder.myself("token", 60.0))
+    (cells[1] / ".lease-1").write_bytes(data)
+    (cells[2] / "checkpoint.safetensors").write_bytes(data)
+    (cells[3] / "result.json").write_bytes(data)
+    (where / progress.COMMAND).write_bytes(data)
+    (where / ".lease-1").write_bytes(data)
+    for cell in cells:
+        looking.facts_of(cell)
+    watch = progress.RunWatch(run)
+    for plan in (None, data):
+        if plan is not None:
+            (where / progress.PLAN).write_bytes(plan)
+        said = watch.look()
+        json.dumps(said.as_dict(), allow_nan=False)
+        for line in (progress.read_command(run) or "", *(x.label for x in (*said.running, *said.failures))):
+            if not line.isprintable():
+                raise AssertionError(f"it reaches a terminal: {line!r:.200}")
+    if (facts := looking.facts_of(cells[3])).status is None:
+        raise RecordError(facts.reason)
+
+
 TARGETS = (
     Target("matrix", _of(matrices, _KEYS), _matrix, share=24, lines=True),
     Target("set", _of(lambda: _SETS, _KEYS), _set, share=12, lines=True),
     Target("record", _of(records, (b"cell_id", b"identity", b"status", b"done")), _record, share=16),
     Target("curves", _of(lambda: [_CURVE, *_ROWS]), _curve, share=8),
     Target("board-yaml", _of(lambda: _INFO, (b"title", b"notes")), _info, share=6),
+    Target(
+        "status",
+        _of(lambda: [*_ASKED * 4, *records()], (b"cell_id", b"status", b"cost", b"labels", b"epoch")),
+        _status,
+        share=3,
+    ),
     Target("run-folder", _of(lambda: _RUN, (b"name",)), _run, share=4),
 )
