@@ -63,7 +63,7 @@ class Limit:
         now = time.monotonic()
         if self._left is None or now - self._at < _LOOK_S:
             return False
-        if not self._mark.exists():
+        if not os.path.exists(self._mark):  # which raises nothing where a file server does not answer
             self._left -= now - self._at
         self._at = now
         return self._left < 0
